@@ -1,0 +1,138 @@
+"""The sole holder of the switch's state: every change goes in as an event and comes out as a record of what changed.
+
+Pure and single-threaded: no clock, no I/O. A tightening is in force when `apply` returns. A loosening comes back as a
+proposal, which counts only when its owner has made it durable and hands it to `commit`; if anything moved meanwhile, it
+is void.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from sidecar.core.compose import Overlay, compose
+from sidecar.core.events import Demand, Event, Kill
+from sidecar.core.snapshot import Snapshot
+from sidecar.core.states import Action, Instant, Mode, State
+from sidecar.core.transitions import LOOSENING, Policies, SwitchState, transition
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One event that changed the switch, for the audit log, metrics and notifications."""
+
+    event: Event
+    before: SwitchState
+    after: SwitchState
+    at: Instant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Proposal:
+    """A loosening that waits to become durable; `change.before` is what it was decided on."""
+
+    change: Change
+
+
+class Switch:
+    """The switch of one pod.
+
+    Args:
+        name: its identity, as in metrics.
+        mode: fixed for the life of the process.
+        state: what was restored, or a fresh one.
+        policies: the operator's decisions.
+    """
+
+    def __init__(self, *, name: str, mode: Mode, state: SwitchState, policies: Policies) -> None:
+        self.name = name
+        self.mode = mode
+        self.policies = policies
+        self._state = replace(state, state=State.DISABLED) if mode is Mode.DISABLED else state
+        self._highest_epoch = state.epoch
+        self._demands: dict[str, tuple[Demand, ...]] = {}
+        self._overlay = Overlay(not_ready="starting: state is not restored yet")
+
+    @property
+    def state(self) -> SwitchState:
+        """What is decided; a proposal is not part of it until committed."""
+        return self._state
+
+    @property
+    def demands(self) -> tuple[Demand, ...]:
+        """What firing rules ask for at the moment, without fully waived ones, with what removed rules left behind."""
+        silenced = {waiver.trigger for waiver in self._state.waivers if waiver.threshold is None}
+        running = (
+            demand for trigger, demands in self._demands.items() if trigger not in silenced for demand in demands
+        )
+        return (*running, *self._state.held)
+
+    @property
+    def overlay(self) -> Overlay:
+        """What else keeps the gate shut."""
+        return self._overlay
+
+    def apply(self, event: Event, now: Instant) -> Change | Proposal | None:
+        """Apply an event.
+
+        Returns:
+            A Change that is in force, a Proposal that must be made durable first, or None where nothing changed.
+
+        Raises:
+            InvalidTransition: not possible in this state; nothing was changed.
+        """
+        before = self._state
+        after = transition(before, event, now, self.policies)
+        if after is before:
+            return None
+        # An epoch is never used twice, not even after a proposal that came to nothing: its file may have been written.
+        self._highest_epoch += 1
+        change = Change(event=event, before=before, after=replace(after, epoch=self._highest_epoch), at=now)
+        if event.kind in LOOSENING:
+            return Proposal(change=change)
+        self._state = change.after
+        return change
+
+    def commit(self, proposal: Proposal) -> bool:
+        """Put a durable proposal in force; False where the switch has moved since, which makes it void."""
+        if self._state is not proposal.change.before:
+            return False
+        self._state = proposal.change.after
+        return True
+
+    def demand(self, trigger: str, demands: Iterable[Demand], now: Instant) -> tuple[Change, ...]:
+        """Set what one rule asks for, and kill if it asks for that; return the changes that kills made."""
+        current = tuple(demands)
+        if current:
+            self._demands[trigger] = current
+        else:
+            self._demands.pop(trigger, None)
+        return self.kill_as_demanded(now)
+
+    def drop_demands(self, trigger: str) -> tuple[Demand, ...]:
+        """Forget what a rule asks for because it no longer exists; return what it was asking for."""
+        return self._demands.pop(trigger, ())
+
+    def kill_as_demanded(self, now: Instant) -> tuple[Change, ...]:
+        """Kill for every rule that asks for it and is not among the causes yet.
+
+        It looks at what holds now and not at what just changed, so a rule that goes on firing kills again whatever
+        opened the switch in between.
+        """
+        if self._state.state is State.DISABLED:
+            return ()
+        wanted = [demand for demand in self.demands if demand.action is Action.KILL and not self._is_cause(demand)]
+        changes = [self.apply(Kill(cause=demand.as_cause()), now) for demand in wanted]
+        return tuple(change for change in changes if isinstance(change, Change))
+
+    def _is_cause(self, demand: Demand) -> bool:
+        return self._state.state is State.KILLED and any(
+            (cause.trigger, cause.code, cause.time) == (demand.trigger, demand.code, demand.since)
+            for cause in self._state.causes
+        )
+
+    def cover(self, overlay: Overlay) -> None:
+        """Set what keeps the gate shut beside the state itself: not ready, stale, degraded."""
+        self._overlay = overlay
+
+    def snapshot(self) -> Snapshot:
+        """The picture that gate, status and metrics show now."""
+        return compose(self.name, self.mode, self._state, self.demands, self._overlay)
