@@ -1,4 +1,4 @@
-"""What a recovery waits for: the clock's part of approval, cooldown and restart ladder, and the lock-out of wrong codes.
+"""What a recovery waits for: the time in approval, cooldown and restart ladder, and the lock-out of wrong codes.
 
 Everything here counts running seconds, so a step of the wall clock changes nothing and time spent down does not count.
 """
