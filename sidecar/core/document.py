@@ -28,6 +28,7 @@ def state_document(state: SwitchState, now: Instant) -> Document:
         "recovery": None if state.recovery is None else _recovery_document(state.recovery, now),
         "waivers": [_waiver_document(waiver, now) for waiver in state.waivers],
         "held": [_demand_document(demand) for demand in state.held],
+        "acknowledged": [list(firing) for firing in state.acknowledged],
         "kills_in_a_row": state.kills_in_a_row,
         "last_kill_elapsed": None if state.last_kill_mono is None else now.mono - state.last_kill_mono,
     }
@@ -50,10 +51,11 @@ def state_from_document(document: Mapping[str, Any], now: Instant) -> SwitchStat
             recovery=None if document["recovery"] is None else _recovery(document["recovery"], now),
             waivers=tuple(_waiver(one, now) for one in document["waivers"]),
             held=tuple(_demand(one) for one in document["held"]),
+            acknowledged=tuple((str(one[0]), str(one[1]), float(one[2])) for one in document["acknowledged"]),
             kills_in_a_row=int(document["kills_in_a_row"]),
             last_kill_mono=_moment(document["last_kill_elapsed"], now),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"the stored state cannot be read: {type(error).__name__} {error}") from error
 
 

@@ -61,7 +61,11 @@ class Switch:
         """What firing rules ask for at the moment, without fully waived ones, with what removed rules left behind."""
         silenced = {waiver.trigger for waiver in self._state.waivers if waiver.threshold is None}
         running = (
-            demand for trigger, demands in self._demands.items() if trigger not in silenced for demand in demands
+            demand
+            for trigger, demands in self._demands.items()
+            if trigger not in silenced
+            for demand in demands
+            if (trigger, demand.code.value, demand.since) not in self._state.acknowledged
         )
         return (*running, *self._state.held)
 
@@ -96,7 +100,16 @@ class Switch:
         if self._state is not proposal.change.before:
             return False
         self._state = proposal.change.after
+        for waiver in self._state.waivers:
+            # What the rule asked for at its old threshold ends here; its next evaluation knows only the new one.
+            if waiver not in proposal.change.before.waivers:
+                self._demands.pop(waiver.trigger, None)
         return True
+
+    def restamp(self) -> None:
+        """Give the present state an epoch above any that was proposed, because it must win over a void proposal."""
+        self._highest_epoch += 1
+        self._state = replace(self._state, epoch=self._highest_epoch)
 
     def demand(self, trigger: str, demands: Iterable[Demand], now: Instant) -> tuple[Change, ...]:
         """Set what one rule asks for, and kill if it asks for that; return the changes that kills made."""

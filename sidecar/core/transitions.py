@@ -5,7 +5,7 @@ changes. An event that the table does not know for a state is refused and change
 told apart here too, because they reach the gate at different times.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -104,6 +104,8 @@ class SwitchState:
         recovery: the attempt under way; None before and after.
         waivers: in force.
         held: what rules asked for when they were removed; an approved recovery lifts it.
+        acknowledged: firings (trigger, cause code, since) that an approved recovery took into the bargain, where the policy
+            does not ask for clear triggers; a new firing of the same rule is not among them.
         kills_in_a_row: kills from ACTIVE, each within 24 h of running time of the one before, beyond the first.
         last_kill_mono: running seconds of the last kill from ACTIVE; None if there was none.
     """
@@ -117,6 +119,7 @@ class SwitchState:
     recovery: Recovery | None = None
     waivers: tuple[Waiver, ...] = ()
     held: tuple[Demand, ...] = ()
+    acknowledged: tuple[tuple[str, str, float], ...] = ()
     kills_in_a_row: int = 0
     last_kill_mono: float | None = None
 
@@ -169,6 +172,7 @@ def _kill(state: SwitchState, event: Kill, now: Instant, policies: Policies) -> 
         causes=_with_cause(causes, event.cause),
         recovery=None,
         waivers=(),  # they were part of an approval, and a kill voids all approvals
+        acknowledged=(),
     )
     if state.state is not State.ACTIVE:
         return killed
@@ -253,7 +257,14 @@ def _begin(state: SwitchState, event: Event, now: Instant, policies: Policies) -
         cooldown=cooldown_after(policies.recovery, state.kills_in_a_row),
     )
     kept = tuple(old for old in state.waivers if all(old.trigger != new.trigger for new in recovery.waivers))
-    return replace(state, recovery=begun, waivers=(*kept, *recovery.waivers), held=())
+    taken = () if policies.recovery.require_triggers_clear else tuple(_firings(state.causes))
+    return replace(state, recovery=begun, waivers=(*kept, *recovery.waivers), held=(), acknowledged=taken)
+
+
+def _firings(causes: tuple[Cause, ...]) -> Iterator[tuple[str, str, float]]:
+    for cause in causes:
+        if cause.trigger is not None:
+            yield cause.trigger, cause.code.value, cause.time
 
 
 def cooldown_after(policy: RecoveryPolicy, kills_in_a_row: int) -> float:
