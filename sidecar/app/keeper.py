@@ -118,8 +118,10 @@ class Keeper:
 
     def demand(self, trigger: str, demands: Iterable[Demand]) -> tuple[Change, ...]:
         """Set what a rule asks for; the gate shows it when this returns."""
+        before = self.switch.demands
         changes = self.switch.demand(trigger, demands, self.clock.now())
-        self._in_force(changes)
+        if changes or self.switch.demands != before:
+            self._in_force(changes)
         return changes
 
     def cover(self, overlay: Overlay) -> None:

@@ -104,8 +104,8 @@ class SwitchState:
         recovery: the attempt under way; None before and after.
         waivers: in force.
         held: what rules asked for when they were removed; an approved recovery lifts it.
-        acknowledged: firings (trigger, cause code, since) that an approved recovery took into the bargain, where the policy
-            does not ask for clear triggers; a new firing of the same rule is not among them.
+        acknowledged: firings (trigger, cause code, since) that an approved recovery took into the bargain, where the
+            policy does not ask for clear triggers; a new firing of the same rule is not among them.
         kills_in_a_row: kills from ACTIVE, each within 24 h of running time of the one before, beyond the first.
         last_kill_mono: running seconds of the last kill from ACTIVE; None if there was none.
     """

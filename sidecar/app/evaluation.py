@@ -1,0 +1,356 @@
+"""Evaluates rules: asks each group's sources together, turns answers into readings, triggers and demands on the switch.
+
+One task a group, so a slow source delays only its own group. What a rule has to say reaches the gate in the same turn
+of the loop in which its answer arrived.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from sidecar.app.audit_trail import audit_event
+from sidecar.app.clock import Clock
+from sidecar.app.keeper import Keeper
+from sidecar.core.events import Demand, EventKind, HoldRemoved, Waiver
+from sidecar.core.states import Action, Instant
+from sidecar.core.switch import Change
+from sidecar.rules.model import AlertMatch, Connectivity, Expression, Group, OrderRate, Rule, RuleSet
+from sidecar.rules.readings import Answer, Failure, Fresh, Reading, Series, failure_reason, take_reading
+from sidecar.rules.triggers import (
+    QUIET,
+    Status,
+    Trigger,
+    demands,
+    evaluate,
+    explain,
+    is_clear,
+    limit_of,
+    with_threshold,
+)
+
+log = logging.getLogger("sidecar.evaluation")
+
+
+class Sources(Protocol):
+    """Where answers come from."""
+
+    def ask(self, rules: Sequence[Rule], receive: Callable[[Rule, Answer | Failure], None]) -> "asyncio.Future[None]":
+        """Ask for all rules at once; `receive` gets each answer as it arrives. Done when all have."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which an ask has surely ended."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Counters:
+    """What metrics are made of; plain numbers, read by the collector."""
+
+    evaluations: dict[str, int] = field(default_factory=dict)
+    failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
+    shadow_firings: dict[str, int] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Runs the rules of one rule set.
+
+    Args:
+        keeper: where demands go.
+        clock: where `now` comes from.
+        sources: where answers come from.
+        pod: any text that differs between pods, so that a fleet does not ask in the same moment.
+    """
+
+    def __init__(self, *, keeper: Keeper, clock: Clock, sources: Sources, pod: str, warnings_count: bool) -> None:
+        self.rules = RuleSet()
+        self.triggers: dict[str, Trigger] = {}
+        self.counters = Counters()
+        self.on_evaluation: list[Callable[[str, float], None]] = []
+        self.on_kill: list[Callable[[float], None]] = []
+        self.completed: dict[str, float] = {}
+        self._keeper = keeper
+        self._clock = clock
+        self._sources = sources
+        self._pod = pod
+        self._warnings_count = warnings_count
+        self._by_name: dict[str, Rule] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._reported: dict[str, float] = {}
+        self._shadowing: set[str] = set()
+        keeper.observers.change.append(self._on_change)
+
+    # Rule sets
+
+    def load(self, rules: RuleSet, *, opened: bool) -> None:
+        """Take over a rule set; triggers of rules that stay keep their timers.
+
+        Args:
+            rules: the new rules.
+            opened: whether the gate has been ready before. Only then do new rules get time to become ready with the
+                gate open; at start, nothing opens before every rule has seen something.
+        """
+        old = {rule.trigger: rule for rule in self.rules.rules}
+        new = {rule.trigger: rule for rule in rules.rules}
+        self._hold_what_goes(old, new)
+        before = self.triggers
+        self.triggers = {}
+        for name, rule in new.items():
+            known = before.get(name)
+            if known is None or (name in old and old[name].kind != rule.kind):
+                known = Trigger(ready=isinstance(rule.condition, AlertMatch | OrderRate))
+            newly_enforcing = rule.enforcing and not (name in old and old[name].enforcing)
+            if opened and newly_enforcing and not known.ready:
+                known = replace(known, graced=True)
+            self.triggers[name] = known
+        for name in before.keys() - new.keys():
+            self._keeper.switch.drop_demands(name)
+        self.rules = rules
+        self._by_name = new
+        self._reported = {name: at for name, at in self._reported.items() if name in new}
+        self._keeper.publish()
+
+    def restore(self, triggers: dict[str, Trigger]) -> None:
+        """Put stored triggers in place of unevaluated ones, before the first evaluation."""
+        for name, stored in triggers.items():
+            rule = self._by_name.get(name)
+            if rule is None:
+                continue
+            self.triggers[name] = replace(stored, ready=self.triggers[name].ready)
+            if rule.enabled and not rule.shadow:
+                self._demand(rule, self.triggers[name], self._clock.now())
+
+    def _hold_what_goes(self, old: dict[str, Rule], new: dict[str, Rule]) -> None:
+        held: list[Demand] = []
+        for name, rule in old.items():
+            stays = name in new and new[name].enabled and not new[name].shadow and new[name].kind == rule.kind
+            if not stays and rule.enforcing:
+                dropped = self._keeper.switch.drop_demands(name)
+                held += [demand for demand in dropped if Action.WARN < demand.action < Action.KILL]
+        if held:
+            self._keeper.apply(HoldRemoved(demands=tuple(held)))
+
+    # Readiness and recovery
+
+    def unready(self) -> list[str]:
+        """Enforcing rules that have not had their first fresh reading, and that no reload added later."""
+        return [
+            rule.trigger
+            for rule in self.rules.rules
+            if rule.enforcing and not self.triggers[rule.trigger].ready and not self.triggers[rule.trigger].graced
+        ]
+
+    def stale(self, now: Instant) -> str | None:
+        """Which group has not been evaluated for 3 × its interval and the sources' time limit; None if all have."""
+        for group in self.rules.groups:
+            done = self.completed.get(group.name)
+            allowed = 3 * group.interval + self._sources.timeout
+            if done is not None and now.mono - done > allowed:
+                return f"group {group.name!r} was last evaluated {now.mono - done:.1f} s ago; {allowed:g} s are allowed"
+        return None
+
+    def blockers(self, waivers: Sequence[Waiver]) -> list[str]:
+        """What stands in the way of a recovery: rules that are not clear and that none of `waivers` covers."""
+        waived = {waiver.trigger: waiver for waiver in waivers}
+        found = []
+        for rule in self.rules.rules:
+            if rule.enforcing and (waived.get(rule.trigger) is None or waived[rule.trigger].threshold is not None):
+                objection = self._objection(rule, waived.get(rule.trigger))
+                found += [objection] if objection else []
+        return found
+
+    def _objection(self, rule: Rule, waiver: Waiver | None) -> str | None:
+        trigger = self.triggers[rule.trigger]
+        if not trigger.armed:
+            return f"rule {rule.trigger} cannot see: {trigger.message or 'it has not been evaluated yet'}"
+        if waiver is not None and waiver.threshold is not None:
+            eased = with_threshold(rule, waiver.threshold)
+            value = trigger.value if trigger.value is not None else waiver.threshold
+            judged = evaluate(eased, _fresh(value), Trigger(), self._clock.now())
+            return None if is_clear(judged) else f"rule {rule.trigger} fires even at {waiver.threshold:g}: {value:g}"
+        if is_clear(trigger):
+            return None
+        limit = limit_of(rule.condition)
+        beyond = "" if limit is None or trigger.value is None else f": value {trigger.value:g}, threshold {limit:g}"
+        return f"rule {rule.trigger} is {trigger.status}{beyond}"
+
+    # Running
+
+    def start(self) -> None:
+        """Start a task for each group, and end those of groups that are gone or changed."""
+        wanted = {group.name: group for group in self.rules.groups}
+        for name, task in list(self._tasks.items()):
+            task.cancel()
+            del self._tasks[name]
+        now = self._clock.now()
+        self.completed = dict.fromkeys(wanted, now.mono)
+        for group in wanted.values():
+            self._tasks[group.name] = asyncio.create_task(self._run_group(group), name=f"group {group.name}")
+
+    async def stop(self) -> None:
+        """End all group tasks."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def failed(self) -> str | None:
+        """Say which group's task has ended, which none ever should; None while all run."""
+        for name, task in self._tasks.items():
+            if task.done():
+                error = None if task.cancelled() else task.exception()
+                return f"the evaluation of group {name!r} ended: {error!r}"
+        return None
+
+    async def _run_group(self, group: Group) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._jitter(group)
+        first = True
+        while True:
+            if not first:
+                await asyncio.sleep(max(0.0, due - loop.time()))
+            first = False
+            began = loop.time()
+            await self.evaluate_group(group)
+            took = loop.time() - began
+            for observer in self.on_evaluation:
+                observer(group.name, took)
+            missed = max(0, int((loop.time() - due) / group.interval))
+            self.counters.missed[group.name] = self.counters.missed.get(group.name, 0) + missed
+            due += (missed + 1) * group.interval
+
+    def _jitter(self, group: Group) -> float:
+        # The same pod always asks at the same offset, so a restart does not move it; a fleet spreads over the interval.
+        digest = hashlib.sha256(f"{self._pod}/{group.name}".encode()).digest()
+        return group.interval * int.from_bytes(digest[:4], "big") / 2**32
+
+    async def evaluate_group(self, group: Group) -> None:
+        """Evaluate every enabled rule of a group once."""
+        now = self._clock.now()
+        rules = [rule for rule in group.rules if rule.enabled and self._is_due(rule, now)]
+        await self._sources.ask(rules, self.receive)
+        self.completed[group.name] = self._clock.now().mono
+
+    def _is_due(self, rule: Rule, now: Instant) -> bool:
+        if not isinstance(rule.condition, Connectivity):
+            return not isinstance(rule.condition, AlertMatch)
+        last = self.triggers[rule.trigger].evaluated
+        # Half a second of grace: a group's tick a moment early must not put a probe off by a whole interval.
+        return last is None or abs(now.wall - last) >= rule.condition.interval - 0.5
+
+    def receive(self, rule: Rule, answer: Answer | Failure) -> None:
+        """Evaluate one rule on its answer, and let the gate know in the same turn."""
+        if self._by_name.get(rule.trigger) is not rule:
+            return  # a reload took it away or changed it while the question was under way
+        now = self._clock.now()
+        reading = take_reading(
+            answer,
+            max_age=rule.max_age,
+            series=rule.series,
+            may_be_empty=isinstance(rule.condition, Expression | AlertMatch),
+            warnings_count=self._warnings_count,
+        )
+        self._count(rule, reading)
+        before = self.triggers[rule.trigger]
+        trigger = evaluate(self._in_force(rule), reading, before, now)
+        self.triggers[rule.trigger] = trigger
+        if rule.shadow:
+            self._shadow(rule, trigger, now)
+        else:
+            self._act(rule, trigger, answer, now)
+        self._report(rule, before, trigger, now)
+
+    def _in_force(self, rule: Rule) -> Rule:
+        for waiver in self._keeper.switch.state.waivers:
+            if waiver.trigger == rule.trigger and waiver.threshold is not None:
+                return with_threshold(rule, waiver.threshold)
+        return rule
+
+    def _act(self, rule: Rule, trigger: Trigger, answer: Answer | Failure, now: Instant) -> None:
+        killed = self._demand(rule, trigger, now)
+        if killed and isinstance(answer, Answer) and trigger.sample_age is not None:
+            sampled = answer.evaluated_at - trigger.sample_age
+            for observer in self.on_kill:
+                observer(max(0.0, self._clock.now().wall - sampled))
+
+    def _demand(self, rule: Rule, trigger: Trigger, now: Instant) -> bool:
+        return bool(self._keeper.demand(rule.trigger, demands(self._in_force(rule), trigger, now)))
+
+    def _shadow(self, rule: Rule, trigger: Trigger, now: Instant) -> None:
+        asked = [demand for demand in demands(rule, trigger, now) if demand.action > Action.WARN]
+        if asked and rule.trigger not in self._shadowing:
+            self._shadowing.add(rule.trigger)
+            self.counters.shadow_firings[rule.trigger] = self.counters.shadow_firings.get(rule.trigger, 0) + 1
+            self._keeper.audit(
+                audit_event(
+                    "trigger.shadow",
+                    now,
+                    by=f"rule {rule.trigger}",
+                    reason=asked[0].message,
+                    would=asked[0].action.label,
+                )
+            )
+        elif not asked:
+            self._shadowing.discard(rule.trigger)
+
+    def _count(self, rule: Rule, reading: Reading) -> None:
+        counters = self.counters
+        counters.evaluations[rule.trigger] = counters.evaluations.get(rule.trigger, 0) + 1
+        reason = failure_reason(reading)
+        if reason is not None:
+            key = (rule.trigger, reason)
+            counters.failures[key] = counters.failures.get(key, 0) + 1
+
+    def _report(self, rule: Rule, before: Trigger, after: Trigger, now: Instant) -> None:
+        if before.status is not after.status:
+            # Timers of a trigger that moved must outlive a crash; while it stands still, now and then is enough.
+            self._keeper.checkpoint()
+        if before.health is not after.health:
+            log.info(
+                "trigger.health",
+                extra={"fields": {"trigger": rule.trigger, "health": after.health.value, "message": after.message}},
+            )
+        if after.status is Status.FIRING and before.status is not Status.FIRING:
+            last = self._reported.get(rule.trigger)
+            if last is None or now.mono - last >= rule.cooldown:
+                self._reported[rule.trigger] = now.mono
+                self._audit_status("trigger.firing", rule, after, now)
+        elif before.status is Status.FIRING and after.status is not Status.FIRING:
+            self._audit_status("trigger.cleared", rule, after, now)
+
+    def _audit_status(self, kind: str, rule: Rule, trigger: Trigger, now: Instant) -> None:
+        reason = explain(rule, trigger.value) if kind == "trigger.firing" else f"rule {rule.trigger} cleared"
+        self._keeper.audit(
+            audit_event(
+                kind,
+                now,
+                by=f"rule {rule.trigger}",
+                reason=reason,
+                trigger=rule.trigger,
+                action=rule.action.label,
+                shadow=rule.shadow,
+                value=trigger.value,
+                limit=limit_of(rule.condition),
+            )
+        )
+
+    def _on_change(self, change: Change) -> None:
+        if change.event.kind is EventKind.BEGIN:
+            for waiver in change.after.waivers:
+                known = self.triggers.get(waiver.trigger)
+                if known is not None and waiver.threshold is not None:
+                    self.triggers[waiver.trigger] = replace(known, main=QUIET, steps=())
+
+    def running_timers(self) -> Iterator[str]:
+        """Triggers whose timers are running and should be saved now and then."""
+        for name, trigger in self.triggers.items():
+            if trigger.main != QUIET or any(level != QUIET for level in trigger.steps):
+                yield name
+
+
+def _fresh(value: float) -> Fresh:
+    return Fresh(series=(Series(value=value),), evaluated_at=0.0, age=0.0)

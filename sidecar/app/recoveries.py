@@ -1,0 +1,337 @@
+"""The desk where recoveries are asked for, approved and driven: checks people, triggers and health, then moves on.
+
+People come in through `recover`, `approve` and `cancel`; time and health through `drive`. Both only ever send events.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
+
+from sidecar.adapters.approvers import Approvers
+from sidecar.app.audit_trail import audit_event
+from sidecar.app.clock import Clock
+from sidecar.app.evaluation import Evaluator
+from sidecar.app.health import Check, HealthChecks
+from sidecar.app.keeper import Keeper
+from sidecar.core.errors import ApprovalError, InvalidTransition, KillswitchError, LockedOut
+from sidecar.core.events import (
+    Approval,
+    Approve,
+    BeginRecovery,
+    CancelRecovery,
+    Conclude,
+    EndWaiver,
+    ExpireApprovals,
+    HealthLost,
+    RefuseRecovery,
+    Reopen,
+    RequestRecovery,
+    StepUp,
+    Waiver,
+)
+from sidecar.core.recovery import Due, Lockouts, due, ended_waivers, needs_checkpoint
+from sidecar.core.states import Stage, State
+from sidecar.core.transitions import TABLE
+from sidecar.rules.model import Threshold
+
+log = logging.getLogger("sidecar.recoveries")
+
+DRIVE_SECONDS = 0.1
+CHECKPOINT_SECONDS = 5.0
+HEALTH_ROUNDS_TO_LOSE = 3
+"""Consecutive unhealthy rounds that abort a recovery, so that one bad look does not."""
+UNKNOWN_APPROVER = "(unknown)"
+"""The name under which wrong codes in names that nobody has are counted together, so they cannot fill the memory."""
+
+
+class Blocked(KillswitchError):  # noqa: N818 - named for what happened, as in the documentation
+    """A recovery that all approvers want, but triggers or health do not allow.
+
+    Attributes:
+        blockers: one sentence for each.
+    """
+
+    def __init__(self, blockers: Sequence[str]) -> None:
+        super().__init__("the recovery is refused: " + "; ".join(blockers))
+        self.blockers = tuple(blockers)
+
+
+class NotDurable(KillswitchError):  # noqa: N818
+    """What was asked for is decided, but not on disk in time."""
+
+
+class StepGates(Protocol):
+    """Decides whether the next restart step may be taken now."""
+
+    async def __call__(self) -> str | None:
+        """Return None where all gates pass, else what the step waits for."""
+
+
+class RecoveryDesk:
+    """Takes recoveries from request to full trading.
+
+    Args:
+        keeper: where events go.
+        clock: where `now` comes from.
+        evaluator: knows which rules are clear.
+        health: the checks that must hold.
+        approvers: whose codes count; None where none are configured.
+        ready: says what keeps the gate shut apart from the state; None if nothing does.
+    """
+
+    def __init__(
+        self,
+        *,
+        keeper: Keeper,
+        clock: Clock,
+        evaluator: Evaluator,
+        health: HealthChecks,
+        approvers: Approvers | None,
+        ready: Callable[[], str | None],
+    ) -> None:
+        self.lockouts = Lockouts()
+        self.last_health: tuple[Check, ...] = ()
+        self.health = health
+        self.approvers = approvers
+        self.step_waits_for: str | None = None
+        self.health_interval = 1.0
+        self.gates: Callable[[], StepGates | None] = lambda: None
+        self._keeper = keeper
+        self._clock = clock
+        self._evaluator = evaluator
+        self._ready = ready
+        self._unhealthy_rounds = 0
+        self._next_health = 0.0
+        self._next_checkpoint = 0.0
+        self._verifying = asyncio.Lock()
+        self._moving = asyncio.Lock()
+
+    # People
+
+    async def recover(self, *, by: str, reason: str, code: str | None, waivers: Sequence[Mapping[str, object]]) -> None:
+        """Ask for a recovery; the code is the first approval. Returns when it has begun, or waits for more approvals.
+
+        Raises:
+            InvalidTransition: not possible in this state.
+            ApprovalError: the code does not count; LockedOut where it was not even read.
+            Blocked: triggers or health stand in the way.
+            NotDurable: decided, but not on disk within 2 s.
+            ValueError: a waiver names no rule, or one without a threshold.
+        """
+        await self._attempt(
+            "recovery.request_refused", by, reason, self._recover(by=by, reason=reason, code=code, waivers=waivers)
+        )
+
+    async def approve(self, *, by: str, code: str) -> None:
+        """Approve the recovery that waits. Raises as `recover` does."""
+        await self._attempt("recovery.approval_refused", by, None, self._approve(by=by, code=code))
+
+    async def _attempt(self, refused: str, by: str, reason: str | None, attempt: Awaitable[None]) -> None:
+        try:
+            await attempt
+        except (KillswitchError, ValueError) as error:
+            if not isinstance(error, Blocked | NotDurable):
+                self._keeper.audit(
+                    audit_event(refused, self._clock.now(), by=by, reason=str(error), asked_for=reason or "")
+                )
+            raise
+
+    async def _recover(
+        self, *, by: str, reason: str, code: str | None, waivers: Sequence[Mapping[str, object]]
+    ) -> None:
+        self._must_be_possible(RequestRecovery)
+        if (pending := self._keeper.switch.state.recovery) is not None:
+            raise InvalidTransition(
+                f"a recovery asked for by {pending.by!r} is already {pending.stage}; approve it or cancel it first"
+            )
+        approval = await self._approval(by, code) if self._keeper.switch.policies.recovery.require_approval else None
+        name = approval.by if approval else by
+        waived = tuple(self._waiver(one, name) for one in waivers)
+        self._keeper.apply(RequestRecovery(by=name, reason=reason, approval=approval, waivers=waived))
+        await self._validate_if_approved()
+
+    async def _approve(self, *, by: str, code: str) -> None:
+        self._must_be_possible(Approve)
+        self._keeper.apply(Approve(approval=await self._approval(by, code)))
+        await self._validate_if_approved()
+
+    def cancel(self, *, by: str, reason: str, by_verified: bool) -> None:
+        """Take back a recovery that is pending or in its cooldown; raise InvalidTransition where there is none."""
+        try:
+            self._keeper.apply(CancelRecovery(by=by, reason=reason, by_verified=by_verified))
+        except InvalidTransition as error:
+            self._keeper.audit(audit_event("recovery.cancel_refused", self._clock.now(), by=by, reason=str(error)))
+            raise
+
+    def _must_be_possible(self, event: type[RequestRecovery | Approve]) -> None:
+        # Asked before the code is looked at: a code in the wrong state is no attempt on the code.
+        state = self._keeper.switch.state
+        if (state.state, event.kind) not in TABLE:
+            name = event.kind.value.replace("_", " ")
+            raise InvalidTransition(f"{name} is not possible while the switch is {state.state}")
+
+    async def _approval(self, by: str, code: str | None) -> Approval:
+        if self.approvers is None:
+            raise ApprovalError(
+                "no approver is configured, so no recovery can be approved: set recovery.approvers_file, or "
+                "KILL_SWITCH_APPROVAL_CODE in the sidecar's environment"
+            )
+        if not code:
+            raise ApprovalError("an approval code is needed")
+        async with self._verifying:  # one at a time: each takes 16 MiB for a moment, and lock-outs count in order
+            account = self.approvers.account(by) or UNKNOWN_APPROVER
+            self.lockouts.check(account, self._clock.now())
+            try:
+                verified = await asyncio.to_thread(self.approvers.verify, by, code)
+            except ApprovalError:
+                self._wrong_code(account, by)
+                raise
+            self.lockouts = self.lockouts.succeeded(account)
+        now = self._clock.now()
+        return Approval(by=verified.name, by_verified=verified.by_verified, granted=now.wall, granted_mono=now.mono)
+
+    def _wrong_code(self, account: str, by: str) -> None:
+        now = self._clock.now()
+        self.lockouts = self.lockouts.failed(account, now)
+        self._keeper.audit(audit_event("approval.failed", now, by=by, reason="wrong code or unknown approver"))
+        try:
+            self.lockouts.check(account, now)
+        except LockedOut as locked:
+            self._keeper.audit(audit_event("approval.locked_out", now, by=by, reason=str(locked)))
+        self._keeper.checkpoint()
+
+    def _waiver(self, asked: Mapping[str, object], by: str) -> Waiver:
+        name, threshold, seconds = str(asked["trigger"]), asked.get("threshold"), asked["seconds"]
+        rule = next((rule for rule in self._evaluator.rules.rules if rule.trigger == name), None)
+        if rule is None:
+            known = ", ".join(sorted(rule.trigger for rule in self._evaluator.rules.rules))
+            raise ValueError(f"waive: there is no rule {name!r}; the rules are {known}")
+        if threshold is not None and not isinstance(rule.condition, Threshold):
+            raise ValueError(f"waive: rule {name!r} is of type {rule.kind} and has no threshold to replace")
+        if not isinstance(seconds, float) or seconds <= 0:
+            raise ValueError(f"waive: the waiver of {name!r} must end in the future")
+        now = self._clock.now()
+        return Waiver(
+            trigger=name,
+            threshold=None if threshold is None else float(str(threshold)),
+            until=now.wall + seconds,
+            until_mono=now.mono + seconds,
+            by=by,
+        )
+
+    # Validation
+
+    async def _validate_if_approved(self) -> None:
+        if self._keeper.switch.state.stage is Stage.VALIDATING:
+            await self.validate()
+
+    async def validate(self) -> None:
+        """Check triggers and health of an approved recovery, and begin it or refuse it; raise Blocked or NotDurable."""
+        async with self._moving:
+            recovery = self._keeper.switch.state.recovery
+            if recovery is None or recovery.stage is not Stage.VALIDATING:
+                return
+            await self.check_health()
+            recovery = self._keeper.switch.state.recovery
+            if recovery is None or recovery.stage is not Stage.VALIDATING:
+                raise InvalidTransition("the recovery ended while it was being checked: a new kill voids all approvals")
+            blockers = self.blockers(recovery.waivers)
+            if blockers:
+                self._keeper.apply(RefuseRecovery(blockers=tuple(blockers)))
+                raise Blocked(blockers)
+            if not await self._keeper.loosen(BeginRecovery()):
+                raise NotDurable("the recovery could not be stored, so it has not begun; the switch is still KILLED")
+
+    def blockers(self, waivers: Sequence[Waiver]) -> list[str]:
+        """What stands in the way of trading at the moment, by triggers and the last health checks."""
+        found = [check.blocker for check in self.last_health if not check.ok]
+        if (unready := self._ready()) is not None:
+            found.append(unready)
+        if self._keeper.switch.policies.recovery.require_triggers_clear:
+            found += self._evaluator.blockers(waivers)
+        return found
+
+    async def check_health(self) -> tuple[Check, ...]:
+        """Run all health checks now."""
+        self.last_health = await self.health.run()
+        return self.last_health
+
+    # Time
+
+    async def drive(self) -> None:
+        """Move recoveries on as time passes, for ever."""
+        while True:
+            await asyncio.sleep(DRIVE_SECONDS)
+            await self.drive_once()
+
+    async def drive_once(self) -> None:
+        """Do what is due now."""
+        switch, now = self._keeper.switch, self._clock.now()
+        if switch.state.state is State.DISABLED or not self._keeper.restored:
+            return
+        for trigger in list(ended_waivers(switch.state, now)):
+            self._keeper.apply(EndWaiver(trigger=trigger))
+        if switch.state.state is State.RECOVERING:
+            await self._watch_health()
+        await self._take_due(due(switch.state, self._clock.now(), switch.policies))
+        self._save_timers()
+
+    async def _take_due(self, what: Due | None) -> None:
+        try:
+            match what:
+                case Due.EXPIRE:
+                    self._keeper.apply(ExpireApprovals())
+                case Due.CONCLUDE:
+                    self._keeper.apply(Conclude())
+                case Due.VALIDATE:
+                    await self._validate_quietly()
+                case Due.REOPEN:
+                    await self._reopen()
+                case Due.STEP:
+                    await self._step_up()
+                case _:
+                    pass
+        except InvalidTransition as moved:
+            # Somebody killed or cancelled between the look and the event; the next look sees that.
+            log.info("recovery.moved_on", extra={"fields": {"message": str(moved)}})
+
+    async def _validate_quietly(self) -> None:
+        if self._moving.locked():
+            return  # a caller is validating it right now
+        try:
+            await self.validate()
+        except (Blocked, NotDurable) as refused:
+            log.info("recovery.refused", extra={"fields": {"message": str(refused)}})
+
+    async def _watch_health(self) -> None:
+        now = self._clock.now()
+        if now.mono < self._next_health:
+            return
+        self._next_health = now.mono + self.health_interval
+        failures = [check.blocker for check in await self.check_health() if not check.ok]
+        self._unhealthy_rounds = self._unhealthy_rounds + 1 if failures else 0
+        if self._unhealthy_rounds >= HEALTH_ROUNDS_TO_LOSE and self._keeper.switch.state.state is State.RECOVERING:
+            self._unhealthy_rounds = 0
+            self._keeper.apply(HealthLost(failures=tuple(failures)))
+
+    async def _reopen(self) -> None:
+        recovery = self._keeper.switch.state.recovery
+        if recovery is None or self.blockers(self._keeper.switch.state.waivers):
+            return  # the cooldown is over, but not everything is clear: wait on, blocked as before
+        async with self._moving:
+            await self._keeper.loosen(Reopen())
+
+    async def _step_up(self) -> None:
+        gates = self.gates()
+        self.step_waits_for = await gates() if gates else None
+        if self.step_waits_for is None:
+            async with self._moving:
+                await self._keeper.loosen(StepUp())
+
+    def _save_timers(self) -> None:
+        now = self._clock.now()
+        counting = needs_checkpoint(self._keeper.switch.state) or any(self._evaluator.running_timers())
+        if counting and now.mono >= self._next_checkpoint:
+            self._next_checkpoint = now.mono + CHECKPOINT_SECONDS
+            self._keeper.checkpoint()
