@@ -1,0 +1,68 @@
+# Every target does its own set-up: a clean clone, make and Python 3.11+ are enough. `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+bin := .venv/bin
+# The layers that decide. A branch that no test took is a decision that nobody has seen.
+decides := sidecar/core/*,sidecar/rules/*
+
+# Runs the tests of the given folders; fails on a failed test, and on a line or branch of the deciding layers that none took.
+define covered
+@$(bin)/coverage erase
+@$(bin)/coverage run -m pytest $(1)
+@$(bin)/coverage report --include='$(decides)' --fail-under=100 --skip-covered
+endef
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: .venv ## See the switch fire, block and recover, on this machine
+	@$(bin)/killswitch demo
+
+.PHONY: test
+test: setup lint ## Run the linters and all tests, end-to-end ones too
+	$(call covered,tests)
+
+.PHONY: check
+check: .venv lint ## Run the linters and the quick tests: under a minute, for each commit
+	$(call covered,tests/unit tests/property)
+
+.PHONY: fmt
+fmt: .venv ## Format the code and apply the linter's safe fixes
+	@$(bin)/ruff check --fix --quiet . || true
+	@$(bin)/ruff format .
+
+.PHONY: bench
+bench: .venv ## Measure the gate, the page and an evaluation on this machine
+	@$(bin)/python tests/benchmarks/run.py
+
+.PHONY: lock
+lock: ## Write the lock files anew after a change of dependencies (UPGRADE=1: newest versions)
+	@.ci/lock
+
+.PHONY: clean
+clean: ## Remove everything that was made here, .venv too
+	@rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	@find sidecar tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- parts of the targets above ---
+
+.PHONY: setup
+setup: .venv
+	@.ci/tools
+
+# Always asked, quick to answer: the script knows whether anything changed.
+.PHONY: .venv
+.venv:
+	@.ci/venv
+
+.PHONY: lint
+lint: .venv
+	@$(bin)/ruff check --quiet .
+	@$(bin)/ruff format --check --quiet .
+	@$(bin)/mypy --no-error-summary sidecar
+	@report=$$($(bin)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
+	@echo "lint: ruff, mypy and the import contracts are content"
