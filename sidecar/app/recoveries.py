@@ -14,7 +14,14 @@ from sidecar.app.clock import Clock
 from sidecar.app.evaluation import Evaluator
 from sidecar.app.health import Check, HealthChecks
 from sidecar.app.keeper import Keeper
-from sidecar.core.errors import ApprovalError, InvalidTransition, KillswitchError, LockedOut
+from sidecar.core.errors import (
+    ApprovalError,
+    InvalidTransition,
+    KillswitchError,
+    LockedOut,
+    NotDurable,
+    RecoveryBlocked,
+)
 from sidecar.core.events import (
     Approval,
     Approve,
@@ -43,22 +50,6 @@ HEALTH_ROUNDS_TO_LOSE = 3
 """Consecutive unhealthy rounds that abort a recovery, so that one bad look does not."""
 UNKNOWN_APPROVER = "(unknown)"
 """The name under which wrong codes in names that nobody has are counted together, so they cannot fill the memory."""
-
-
-class Blocked(KillswitchError):  # noqa: N818 - named for what happened, as in the documentation
-    """A recovery that all approvers want, but triggers or health do not allow.
-
-    Attributes:
-        blockers: one sentence for each.
-    """
-
-    def __init__(self, blockers: Sequence[str]) -> None:
-        super().__init__("the recovery is refused: " + "; ".join(blockers))
-        self.blockers = tuple(blockers)
-
-
-class NotDurable(KillswitchError):  # noqa: N818
-    """What was asked for is decided, but not on disk in time."""
 
 
 class StepGates(Protocol):
@@ -115,7 +106,7 @@ class RecoveryDesk:
         Raises:
             InvalidTransition: not possible in this state.
             ApprovalError: the code does not count; LockedOut where it was not even read.
-            Blocked: triggers or health stand in the way.
+            RecoveryBlocked: triggers or health stand in the way.
             NotDurable: decided, but not on disk within 2 s.
             ValueError: a waiver names no rule, or one without a threshold.
         """
@@ -131,7 +122,7 @@ class RecoveryDesk:
         try:
             await attempt
         except (KillswitchError, ValueError) as error:
-            if not isinstance(error, Blocked | NotDurable):
+            if not isinstance(error, RecoveryBlocked | NotDurable):
                 self._keeper.audit(
                     audit_event(refused, self._clock.now(), by=by, reason=str(error), asked_for=reason or "")
                 )
@@ -172,7 +163,7 @@ class RecoveryDesk:
             raise InvalidTransition(f"{name} is not possible while the switch is {state.state}")
 
     async def _approval(self, by: str, code: str | None) -> Approval:
-        if self.approvers is None:
+        if self.approvers is None or self.approvers.count == 0:
             raise ApprovalError(
                 "no approver is configured, so no recovery can be approved: set recovery.approvers_file, or "
                 "KILL_SWITCH_APPROVAL_CODE in the sidecar's environment"
@@ -180,7 +171,7 @@ class RecoveryDesk:
         if not code:
             raise ApprovalError("an approval code is needed")
         async with self._verifying:  # one at a time: each takes 16 MiB for a moment, and lock-outs count in order
-            account = self.approvers.account(by) or UNKNOWN_APPROVER
+            account = self._account(self.approvers, by)
             self.lockouts.check(account, self._clock.now())
             try:
                 verified = await asyncio.to_thread(self.approvers.verify, by, code)
@@ -190,6 +181,11 @@ class RecoveryDesk:
             self.lockouts = self.lockouts.succeeded(account)
         now = self._clock.now()
         return Approval(by=verified.name, by_verified=verified.by_verified, granted=now.wall, granted_mono=now.mono)
+
+    @staticmethod
+    def _account(approvers: Approvers, by: str) -> str:
+        account = approvers.lockout_name(by)
+        return account if account != by or by in approvers.names else UNKNOWN_APPROVER
 
     def _wrong_code(self, account: str, by: str) -> None:
         now = self._clock.now()
@@ -227,7 +223,7 @@ class RecoveryDesk:
             await self.validate()
 
     async def validate(self) -> None:
-        """Check triggers and health of an approved recovery, and begin it or refuse it; raise Blocked or NotDurable."""
+        """Check triggers and health of an approved recovery; begin it, or refuse it by RecoveryBlocked or NotDurable."""
         async with self._moving:
             recovery = self._keeper.switch.state.recovery
             if recovery is None or recovery.stage is not Stage.VALIDATING:
@@ -239,9 +235,12 @@ class RecoveryDesk:
             blockers = self.blockers(recovery.waivers)
             if blockers:
                 self._keeper.apply(RefuseRecovery(blockers=tuple(blockers)))
-                raise Blocked(blockers)
+                raise RecoveryBlocked(blockers)
             if not await self._keeper.loosen(BeginRecovery()):
-                raise NotDurable("the recovery could not be stored, so it has not begun; the switch is still KILLED")
+                raise NotDurable(
+                    "the recovery could not be stored, so it has not begun; the switch is still KILLED",
+                    status={"state": State.KILLED.value, "durable": False},
+                )
 
     def blockers(self, waivers: Sequence[Waiver]) -> list[str]:
         """What stands in the way of trading at the moment, by triggers and the last health checks."""
@@ -301,7 +300,7 @@ class RecoveryDesk:
             return  # a caller is validating it right now
         try:
             await self.validate()
-        except (Blocked, NotDurable) as refused:
+        except (RecoveryBlocked, NotDurable) as refused:
             log.info("recovery.refused", extra={"fields": {"message": str(refused)}})
 
     async def _watch_health(self) -> None:

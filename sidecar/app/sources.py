@@ -1,0 +1,142 @@
+"""Finds the source of each rule and asks it: Prometheus for many rules at once, a scraped endpoint, a probe.
+
+Parses a rule's query once, when the rule is loaded. Answers are handed on as they arrive, so no rule waits for another.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from sidecar.adapters.prometheus import PrometheusSource, Query
+from sidecar.adapters.scrape import ScrapeSource
+from sidecar.rules.model import Rule, RuleSet
+from sidecar.rules.readings import Answer, Failure
+from sidecar.settings.promql import ParsedQuery, ScrapeQuery, parse, parse_selector
+
+log = logging.getLogger("sidecar.sources")
+
+PROMETHEUS = "prometheus"
+NOT_CONFIGURED = Failure(reason="unreachable", message="prometheus.urls is empty", unreachable=True)
+
+Receive = Callable[[Rule, Answer | Failure], None]
+Probe = Callable[[Rule], Awaitable[Answer | Failure]]
+
+
+class RuleSources:
+    """Answers rules.
+
+    Args:
+        prometheus: the server; None where none is configured.
+        prometheus_timeout: seconds that one ask of it may take in all.
+        scrapes: scraped endpoints by name.
+        probes: what answers rules that have no query, by rule type.
+    """
+
+    def __init__(
+        self,
+        *,
+        prometheus: PrometheusSource | None,
+        prometheus_timeout: float,
+        scrapes: Mapping[str, ScrapeSource],
+        probes: Mapping[str, Probe],
+    ) -> None:
+        self._prometheus = prometheus
+        self._prometheus_timeout = prometheus_timeout
+        self._scrapes = scrapes
+        self._probes = probes
+        self._parsed: dict[str, ParsedQuery] = {}
+        self._selected: dict[str, ScrapeQuery] = {}
+        self.errors: dict[str, str] = {}
+        self.used: frozenset[str] = frozenset()
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which an ask has surely ended."""
+        return self._prometheus_timeout
+
+    def prepare(self, rules: RuleSet) -> None:
+        """Parse the queries of a rule set; what is no longer needed is forgotten."""
+        asked = [rule for rule in rules.rules if rule.query is not None and rule.enabled]
+        self._parsed = {rule.query: parse(rule.query) for rule in asked if rule.query and rule.source == PROMETHEUS}
+        self._selected = {
+            rule.query: parse_selector(rule.query) for rule in asked if rule.query and rule.source != PROMETHEUS
+        }
+        self.used = frozenset(rule.source for rule in asked if rule.enforcing)
+
+    def states(self) -> list[tuple[str, bool, str]]:
+        """Name, whether it answers, and what is wrong, for every configured source."""
+        found = [
+            (f"scrape:{name}", scrape.up, self.errors.get(f"scrape:{name}", ""))
+            for name, scrape in self._scrapes.items()
+        ]
+        if self._prometheus is not None:
+            found.insert(0, (PROMETHEUS, self._prometheus.up, self.errors.get(PROMETHEUS, "")))
+        return found
+
+    def states_of_used(self) -> list[tuple[str, bool, str]]:
+        """The same for sources that an enforcing rule asks."""
+        return [state for state in self.states() if state[0] in self.used]
+
+    async def ask(self, rules: Sequence[Rule], receive: Receive) -> None:
+        """Ask for all rules at once and hand on each answer as it arrives; returns when all have arrived."""
+        queried = [rule for rule in rules if rule.query is not None and rule.source == PROMETHEUS]
+        probed = [rule for rule in rules if rule.query is None]
+        for rule in rules:
+            if rule.query is not None and rule.source != PROMETHEUS:
+                receive(rule, self._ask_scrape(rule))
+        waits = [self._ask_probe(rule, receive) for rule in probed]
+        if queried:
+            waits.append(self._ask_prometheus(queried, receive))
+        if waits:
+            await asyncio.gather(*waits)
+
+    def _ask_scrape(self, rule: Rule) -> Answer | Failure:
+        name = rule.source.partition(":")[2]
+        scrape = self._scrapes.get(name)
+        if scrape is None:
+            return Failure(reason="unreachable", message=f"there is no scrape source {name!r}", unreachable=True)
+        answer = scrape.query(self._selected[rule.query or ""])
+        self._note(rule.source, answer)
+        return answer
+
+    async def _ask_probe(self, rule: Rule, receive: Receive) -> None:
+        probe = self._probes.get(rule.kind)
+        if probe is not None:
+            receive(rule, await probe(rule))
+
+    async def _ask_prometheus(self, rules: Sequence[Rule], receive: Receive) -> None:
+        if self._prometheus is None:
+            for rule in rules:
+                receive(rule, NOT_CONFIGURED)
+            return
+        by_name = {rule.trigger: rule for rule in rules}
+
+        def arrived(key: str, outcome: Answer | Failure) -> None:
+            self._note(PROMETHEUS, outcome)
+            receive(by_name[key], outcome)
+
+        await self._prometheus.query([self._query(rule) for rule in rules], arrived)
+
+    def _query(self, rule: Rule) -> Query:
+        parsed = self._parsed[rule.query or ""]
+        return Query(key=rule.trigger, text=parsed.text, kind=parsed.kind, selectors=parsed.selectors)
+
+    def _note(self, source: str, outcome: Answer | Failure) -> None:
+        if isinstance(outcome, Failure) and outcome.unreachable:
+            if source not in self.errors:
+                log.warning("source.down", extra={"fields": {"source": source, "error": outcome.message}})
+            self.errors[source] = outcome.message
+        elif self.errors.pop(source, None) is not None:
+            log.info("source.up", extra={"fields": {"source": source}})
+
+    async def ask_queries(self, queries: Sequence[str]) -> list[Answer | Failure]:
+        """Ask Prometheus free queries, in order; an invalid one is a failure like any other."""
+        if self._prometheus is None:
+            return [NOT_CONFIGURED for _ in queries]
+        parsed = [parse(text) for text in queries]
+        asked = [
+            Query(key=str(index), text=one.text, kind=one.kind, selectors=one.selectors)
+            for index, one in enumerate(parsed)
+        ]
+        outcomes = await self._prometheus.query(asked)
+        return [outcomes[str(index)] for index in range(len(queries))]
