@@ -91,9 +91,6 @@ def test_an_empty_folder_holds_nothing_and_passes_on_what_the_audit_knows(place:
     assert loaded(place, audit=4) == Nothing(audit_epoch=4)
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("damaged", COPIES)
 def test_one_copy_truncated_at_any_byte_is_replaced_by_the_other(place: Path, damaged: str) -> None:
     saved(place, document(3))
@@ -202,7 +199,7 @@ def test_a_copy_that_cannot_be_read_is_damaged(place: Path, monkeypatch: pytest.
     def broken(descriptor: int, count: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(state_file.os, "read", broken)
+    monkeypatch.setattr(os, "read", broken)
     result = loaded(place)
     assert isinstance(result, Lost)
     assert os.strerror(errno.EIO) in result.reason
@@ -216,9 +213,6 @@ def test_after_a_loss_the_folder_can_be_saved_again(place: Path) -> None:
     folder.save(document(9))
     folder.close()
     assert isinstance(loaded(place), Restored)
-
-
-# --- which copy, which epoch ----------------------------------------------------------------------------------------
 
 
 def put(place: Path, name: str, content: dict[str, Any] | None) -> None:
@@ -280,9 +274,6 @@ def test_two_whole_copies_behind_the_audit_are_marked_as_rolled_back(place: Path
     result = loaded(place, audit=5)
     assert isinstance(result, Restored)
     assert result.behind_audit
-
-
-# --- what must not be touched ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("future", COPIES)
@@ -352,7 +343,7 @@ def test_saving_after_closing_is_refused(place: Path) -> None:
         {"switch": SWITCH, "epoch": -1},
         {"switch": SWITCH, "epoch": 1.0},
         document(blob="x" * state_file.MAX_BYTES),
-        {**document(), 5: "five"},
+        document(mixed={5: "five", "6": "six"}),
     ],
 )
 def test_a_document_that_cannot_be_kept_is_refused_and_the_old_one_stays(place: Path, bad: dict[str, Any]) -> None:
@@ -365,9 +356,6 @@ def test_a_document_that_cannot_be_kept_is_refused_and_the_old_one_stays(place: 
     result = loaded(place)
     assert isinstance(result, Restored)
     assert result.document == document(3)
-
-
-# --- crashes and full disks -----------------------------------------------------------------------------------------
 
 
 class Crash(BaseException):
@@ -501,9 +489,6 @@ def test_a_folder_deleted_in_mid_run_is_not_called_durable(place: Path) -> None:
     with pytest.raises(SaveFailed, match="could not write"):
         folder.save(document(1))
     folder.close()
-
-
-# --- the folder and its lock ----------------------------------------------------------------------------------------
 
 
 def test_temporary_files_of_a_crash_are_removed_at_open_and_nothing_else(place: Path) -> None:

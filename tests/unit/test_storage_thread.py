@@ -127,7 +127,7 @@ async def test_stop_finishes_what_is_queued_and_takes_nothing_new(hang: Hang) ->
         await storage.submit(lambda: "late")
     hang.release.set()
     assert await stopping
-    assert await asyncio.gather(first, second) == ["written", "second"]
+    assert (await first, await second) == ("written", "second")
     assert await storage.stop(PATIENCE)
 
 
