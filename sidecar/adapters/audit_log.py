@@ -257,8 +257,8 @@ class AuditLog:
         """Make the events durable and return their lines, without newline, for the other trails.
 
         An event has `type` and may have `from`, `to`, `by`, `reason`, `data` and `time` (when it happened, `now` if it
-        does not say; naive ones are UTC). Whatever JSON cannot keep is kept as text; other keys go into `data`. Where
-        too many lines wait already, further events are counted in `dropped` and reported in one `audit.dropped` line later.
+        does not say; naive ones are UTC). What JSON cannot keep is kept as text; other keys go into `data`. Where too
+        many lines wait already, further events are counted in `dropped` and told of in one `audit.dropped` line later.
 
         Raises:
             AuditWriteError: the disk refused; nothing is lost that the error does not say.
@@ -347,12 +347,9 @@ class AuditLog:
     def _file_for(self, entry: _Entry) -> _ActiveFile:
         active = self._active
         if active is not None:
-            intact = active.is_intact()
-            if intact and active.takes(entry, self._max_bytes):
-                return active
             # A file that someone moved, cut or wrote to is left as it is, for evidence; the chain goes on in the next.
-            if intact:
-                active.leave()
+            if active.is_intact() and active.takes(entry, self._max_bytes):
+                return active
             active.close()
             self._active = None
         segment = _Segment(folder=self._folder, day=entry.day, first=entry.seq)
@@ -414,10 +411,13 @@ class _ActiveFile:
         return entry.day == self._segment.day and (size == 0 or size + len(entry.raw) <= max_bytes)
 
     def is_intact(self) -> bool:
-        """Tell whether the path still leads to our file and nobody else changed its size."""
+        """Tell whether the path still leads to our file and nobody else changed its size.
+
+        Any other failure to look is the disk's, and raised: leaving a ragged file behind would tear the chain.
+        """
         try:
             there = self._segment.plain.lstat()
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         held = os.fstat(self._descriptor)
         same = (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
@@ -435,10 +435,6 @@ class _ActiveFile:
             raise
         self._ragged = False
         self._size += len(payload)
-
-    def leave(self) -> None:
-        """Make the file fit to be closed: whole lines only."""
-        self._cut()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # everything in it was synced, or is still pending

@@ -244,7 +244,7 @@ def test_retention_removes_whole_days_and_verify_says_where_the_log_starts(folde
 
 def test_retention_runs_at_open_and_when_a_day_passes_without_events(folder: Path) -> None:
     log = written(folder, days=3, retention_seconds=5 * 86400.0)
-    log.flush(NOW + 7 * DAY)
+    log.flush(NOW + 70 * DAY)
     assert [name[:10] for name in names(folder)] == ["2026-03-03"]  # the newest stays, however old
     log.close()
     written(folder.with_name("other"), days=3).close()
@@ -277,6 +277,22 @@ def test_old_torn_bytes_expire_too(folder: Path) -> None:
     assert any(name.startswith("torn") for name in names(folder))
     opened(folder, now=NOW + 100 * DAY)
     assert not any(name.startswith("torn") for name in names(folder))
+
+
+def test_a_plain_file_goes_only_when_its_gzip_is_durable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = opened(folder)
+    log.append([event()], NOW)
+    synced: list[Path] = []
+
+    def sync(where: Path) -> None:
+        synced.append(where)
+        if len(synced) > 1:  # the first one is for the new day's file
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(audit_log, "_sync_folder", sync)
+    log.append([event()], NOW + DAY)
+    assert log.housekeeping_failures == 1
+    assert len(list(folder.glob("*.jsonl"))) == 2
 
 
 def test_failed_housekeeping_is_counted_and_stops_nothing(folder: Path) -> None:
@@ -367,9 +383,12 @@ def test_a_last_line_with_a_bad_hash_is_not_repaired_and_stays_the_only_problem(
     assert "hash" in report.problems[0].what
 
 
-def test_unreadable_last_lines_keep_their_seqs(folder: Path) -> None:
+@pytest.mark.parametrize("marked", [True, False])
+def test_unreadable_last_lines_keep_their_seqs(folder: Path, marked: bool) -> None:
     written(folder, each=4).close()
     path = plain(folder)
+    if not marked:
+        (folder / "head").unlink()
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([*lines[:2], b"rubbish", b"more", b""]))
     log = opened(folder)
@@ -532,6 +551,28 @@ def test_many_waiting_lines_are_written_in_pieces_so_that_little_room_is_progres
     log.flush(NOW)
     assert len(read(folder)) == 2000
     assert verify(folder, head_sequence=2000).ok
+
+
+def test_a_disk_that_cannot_even_be_looked_at_leaves_no_torn_file_behind(
+    folder: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = opened(folder)
+    log.append([event(1)], NOW)
+    refuse(disk, "write", "ftruncate", code=errno.EIO, room=50)
+    with pytest.raises(AuditWriteError):
+        log.append([event(2)], NOW)
+
+    def blind(self: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as eyes:
+        eyes.setattr(Path, "lstat", blind)
+        refuse(disk)
+        with pytest.raises(AuditWriteError):
+            log.append([event(3)], NOW)
+    log.flush(NOW)
+    assert len(list(folder.glob("*.jsonl"))) == 1
+    assert verify(folder, head_sequence=3).ok
 
 
 def test_a_folder_that_vanishes_in_mid_run_is_made_again(folder: Path) -> None:

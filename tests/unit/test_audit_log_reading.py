@@ -74,6 +74,14 @@ def test_since_is_inclusive_in_any_time_zone_and_utc_without_one(folder: Path, s
     assert seqs(read(folder, since=since - HOUR, until=since)) == [55, 56]
 
 
+def test_events_are_found_although_the_clock_went_back_days(folder: Path) -> None:
+    log = opened(folder)
+    log.append([event(1)], NOW + 10 * DAY)
+    log.append([event(2)], NOW)
+    assert seqs(read(folder, since=NOW + 5 * DAY)) == [1]
+    assert seqs(read(folder, until=NOW + 5 * DAY)) == [2]
+
+
 def test_types_are_chosen_before_the_limit(folder: Path) -> None:
     hourly(folder)
     assert seqs(read(folder, types={"rule.fired"}, limit=2)) == [55, 58]
@@ -182,6 +190,15 @@ def test_a_changed_byte_anywhere_is_found(folder: Path) -> None:
             if position < len(whole) - 1:  # without the last newline it is the tail that is missing
                 assert report.problems[0].line in {line, line + 1}, (position, mask)
                 assert report.problems[0].file == path.name
+
+
+def test_a_changed_hash_is_told_once(folder: Path) -> None:
+    hourly(folder, 4)
+    (path,) = folder.glob("*.jsonl")
+    digest = read(folder)[1]["hash"].encode()
+    one, two, rest = path.read_bytes().split(b"\n", 2)
+    path.write_bytes(b"\n".join([one, two.replace(digest, digest[::-1]), rest]))
+    assert [each.line for each in verify(folder).problems] == [2]
 
 
 def test_a_change_that_keeps_the_meaning_is_found_too(folder: Path) -> None:

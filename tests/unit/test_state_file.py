@@ -430,6 +430,8 @@ def test_a_crash_between_any_two_calls_leaves_the_old_or_the_new_state(
     assert isinstance(result, Restored)
     assert result.document["epoch"] in {2, 3}
     assert {each.name for each in place.iterdir()} == {"lock", *COPIES}
+    if stop_at == 7:  # between the copies: the backup is the new one already
+        assert (result.source, result.alternative) == ("state.json.bak", document(2))
     if stop_at == 13:  # all but the last sync: whoever asked was not answered, but the new one is there
         assert result.document["epoch"] == 3
 

@@ -108,12 +108,15 @@ async def test_a_hung_call_does_not_delay_the_loop(hang: Hang) -> None:
 async def test_a_cancelled_future_drops_the_result_but_not_the_write(hang: Hang) -> None:
     storage = StorageThread()
     written: list[str] = []
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     storage.submit(hang)
     cancelled = storage.submit(lambda: written.append("kill"))
     cancelled.cancel()
     hang.release.set()
     await storage.submit(lambda: None)
     assert written == ["kill"]
+    assert complaints == []
     assert cancelled.cancelled()
     assert await storage.stop(PATIENCE)
 
