@@ -20,7 +20,6 @@ import errno
 import http.client
 import io
 import json
-import math
 import mmap
 import operator
 import os
@@ -49,6 +48,7 @@ REASON_CODES: Final = frozenset(
         "over_limit", "blind_order", "not_ready", "stale", "bad_order", "internal_error",
     }
 )  # fmt: skip
+_LONGEST_TIMEOUT: Final = 60.0
 # The sidecar lives and denies because it cannot vouch for what it knows: the factor beside such an answer is no factor.
 _NOT_VOUCHED_FOR: Final = frozenset({"not_ready", "stale", "internal_error"})
 
@@ -143,6 +143,7 @@ class ExecutionGate:
 
     Raises:
         ValueError: an argument is missing, out of range or does not fit the others.
+        TypeError: `kill_switch` is no switch.
     """
 
     def __init__(
@@ -160,8 +161,8 @@ class ExecutionGate:
         named = [name for name, value in given.items() if value is not None]
         if len(named) != 1:
             raise ValueError(f"got {named or 'no source'}; give exactly one of page, socket, url and kill_switch")
-        if isinstance(timeout, bool) or not (isinstance(timeout, int | float) and 0 < timeout <= 60):
-            raise ValueError(f"timeout is {timeout!r}; wanted seconds above 0, at most 60")
+        if isinstance(timeout, bool) or not 0 < timeout <= _LONGEST_TIMEOUT:
+            raise ValueError(f"timeout is {timeout!r}; wanted seconds above 0, at most {_LONGEST_TIMEOUT:g}")
         if on_stale not in ("halt", "reduce_only"):
             raise ValueError(f"on_stale is {on_stale!r}; wanted 'halt' or 'reduce_only'")
         if page is not None and expect_switch is not None:
@@ -182,7 +183,7 @@ class ExecutionGate:
         """Return True if the order may go out.
 
         Args:
-            order: None asks as `/gate` does, about an order of unknown size. A cancel passes without a question, always.
+            order: None asks as `/gate` does, of unknown size. A cancel passes without a question, always.
 
         Raises:
             TradingBlockedError: it may not, or nobody could say so in time.
@@ -211,7 +212,7 @@ class ExecutionGate:
         return _passed(decision)
 
     def is_blocked(self) -> bool:
-        """Return whether an order of unknown size would be denied now; over HTTP it counts as a question for an order."""
+        """Return whether an order of unknown size would be denied now; over HTTP it counts as an order's question."""
         return not self._decide(None, time.monotonic() + self._timeout).allowed
 
     def get_block_reason(self) -> str | None:
@@ -272,7 +273,7 @@ class ExecutionGate:
             if self._closed:
                 return _refusal("internal_error", "this gate was closed; make a new ExecutionGate")
             if order is not None and not isinstance(order, Mapping):
-                raise _BadOrderError(f"an order is {type(order).__name__}; wanted one mapping, or None")
+                return _refusal("bad_order", f"an order is {type(order).__name__}; wanted one mapping, or None")
             return self._source.decide(order, deadline)
         except _NoAnswerError as error:
             return self._unanswered(order, str(error))
@@ -324,8 +325,6 @@ class _Source(Protocol):
         """Let go of what is open."""
 
 
-# --- Orders -----------------------------------------------------------------------------------------------------------
-
 # Bounds that no market needs and that keep the arithmetic below exact.
 _MOST_DIGITS: Final = 40
 _LARGEST_EXPONENT: Final = 30
@@ -336,7 +335,7 @@ _ZERO: Final = Decimal(0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Order:
-    """A new or replacing order, all numbers exact. `position` and `limit` are None where the order did not give them."""
+    """A new or replacing order, all numbers exact; `position` and `limit` are None where they were not given."""
 
     sign: int
     quantity: Decimal
@@ -451,8 +450,6 @@ def _is_bounded(value: Decimal) -> bool:
     return small and len(digits) <= _MOST_DIGITS
 
 
-# --- The decision, where the client makes it ---------------------------------------------------------------------------
-
 _STATES: Final = ("ACTIVE", "KILLED", "RECOVERING", "DISABLED")
 _RESTRICTIONS: Final = ("none", "reduce_only", "halt")
 _STOPPED: Final = {"KILLED": "killed", "RECOVERING": "recovering"}
@@ -479,11 +476,15 @@ class _Standing:
             return self._says(code, _BLOCKED_AS[code])
         if mapping is None:
             return self._decide_blind()
-        return self._decide_order(_Order.of(mapping))
+        order = _Order.of(mapping)
+        return self._says_yes() if self._is_disabled() else self._decide_order(order)
+
+    def _is_disabled(self) -> bool:
+        return self.state == "DISABLED" and self.restriction == "none"
 
     def _decide_blind(self) -> GateDecision:
         if self.restriction != "none":
-            return self._says("reduce_only", "only orders that truly reduce the position pass; check with the order")
+            return self._says_reduce_only("the question named no order")
         if self.factor <= 0.0:
             return self._says("over_limit", "the position limit factor is 0: no limit leaves room for an order")
         return self._says_yes()
@@ -493,9 +494,8 @@ class _Standing:
             return self._says("reducing", "the order truly reduces the position", allowed=True)
         if self.restriction != "none":
             if order.position is None:
-                return self._says("bad_order", "position is missing; under reduce_only it must be given")
-            message = "the order does not reduce the position, or with the open quantity would flip it"
-            return self._says("reduce_only", message)
+                return self._says_reduce_only("the order does not give its position")
+            return self._says_reduce_only("this one does not, or would flip the position with what is open")
         if order.limit is None:
             if self.factor >= 1.0:
                 return self._says_yes()
@@ -514,9 +514,17 @@ class _Standing:
             reducible = max(_ZERO, -_exact().add(order.position_along_the_side(), order.open_quantity))
         return self._says("over_limit", message, max_quantity=max(order.room(cap), reducible), limit=cap)
 
+    def _says_reduce_only(self, but: str) -> GateDecision:
+        code = _STOPPED.get(self.state, "reduce_only")
+        return self._says(code, f"only orders that truly reduce the position they give pass; {but}")
+
     def _says_yes(self) -> GateDecision:
         if self.state == "DISABLED":
             return self._says("disabled", "the kill switch is disabled", allowed=True)
+        if self.state in _STOPPED:
+            return self._says(
+                "shadow", f"the switch is {self.state} in shadow mode, where that blocks none", allowed=True
+            )
         return self._says("active", "trading is allowed", allowed=True)
 
     def _says(
@@ -540,8 +548,6 @@ class _Standing:
             limit=limit,
         )
 
-
-# --- State page --------------------------------------------------------------------------------------------------------
 
 _PAGE_SIZE: Final = 64
 _PAGE_MAGIC: Final = b"KSWPAGE1"
@@ -619,7 +625,8 @@ class _PageReader:
             try:
                 found = os.fstat(fd)
                 if not stat.S_ISREG(found.st_mode) or found.st_size < _PAGE_SIZE:
-                    raise _NoAnswerError(f"{self._path} is no state page: {found.st_size} bytes, mode {found.st_mode:o}")
+                    kind = f"{found.st_size} bytes, mode {found.st_mode:o}"
+                    raise _NoAnswerError(f"{self._path} is no state page: {kind}")
                 fresh = mmap.mmap(fd, _PAGE_SIZE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
             finally:
                 os.close(fd)
@@ -627,6 +634,8 @@ class _PageReader:
             raise _NoAnswerError(f"no state page at {self._path}: {error.strerror}; is the sidecar running?") from error
         # The old mapping goes when the last thread that still copies from it is done.
         self._map, self._file = fresh, (found.st_dev, found.st_ino)
+        if self._closed:  # by another thread, which cannot have seen the new mapping
+            self._map = None
 
     def _was_replaced(self) -> bool:
         try:
@@ -680,14 +689,9 @@ def _is_whole(copy: bytes) -> bool:
 
 def _standing(*, state: int, restriction: int, factor: float, epoch: int) -> _Standing:
     if state >= len(_STATES) or restriction >= len(_RESTRICTIONS) or not 0.0 <= factor <= 1.0:
-        raise _BadAnswerError(f"the page says state {state}, restriction {restriction}, factor {factor}: unknown values")
-    standing = _Standing(state=_STATES[state], restriction=_RESTRICTIONS[restriction], factor=factor, epoch=epoch)
-    if standing.state in _STOPPED and standing.restriction == "none":
-        raise _BadAnswerError(f"the page says {standing.state} without a restriction, which cannot be")
-    return standing
+        raise _BadAnswerError(f"the page says state {state}, restriction {restriction}, factor {factor}: unknown to us")
+    return _Standing(state=_STATES[state], restriction=_RESTRICTIONS[restriction], factor=factor, epoch=epoch)
 
-
-# --- HTTP --------------------------------------------------------------------------------------------------------------
 
 _MOST_ANSWER_BYTES: Final = 65536
 _MOST_IDLE: Final = 32
@@ -727,7 +731,7 @@ class _Endpoint:
         except ValueError as error:
             raise ValueError(f"url is {url!r} ({error}); {wanted}; the time of a name look-up has no limit") from error
         return cls(
-            family=sockets.AF_INET if ip.version == 4 else sockets.AF_INET6,  # noqa: PLR2004
+            family=sockets.AF_INET if ip.version == 4 else sockets.AF_INET6,
             address=(str(ip), port),
             host=parts.netloc,
             prefix=parts.path.rstrip("/"),
@@ -1099,9 +1103,6 @@ def _text(said: object) -> str | None:
     return said if isinstance(said, str) else None
 
 
-# --- A switch in this process -------------------------------------------------------------------------------------------
-
-
 class _InProcess:
     """Asks a `sidecar.KillSwitch`, known only by its method `decide(order_or_none)`."""
 
@@ -1110,7 +1111,7 @@ class _InProcess:
     def __init__(self, kill_switch: object, expect_switch: str | None) -> None:
         ask = getattr(kill_switch, "decide", None)
         if not callable(ask):
-            raise ValueError(f"kill_switch is {kill_switch!r:.80}; wanted a sidecar.KillSwitch, with decide(order)")
+            raise TypeError(f"kill_switch is {kill_switch!r:.80}; wanted a sidecar.KillSwitch, with decide(order)")
         self._ask = ask
         self._expect_switch = expect_switch
 

@@ -1,8 +1,8 @@
-"""The state page: 64 bytes of shared memory that tell trading code whether it may trade, for callers that cannot wait for HTTP.
+"""The state page: 64 bytes of shared memory that say whether trading is allowed, for callers that cannot wait for HTTP.
 
-This module is the only writer. It knows the layout and how to write it so that a reader never accepts a half-written or
-abandoned page; it does not know why a state holds, reads no clock and decides nothing. The layout and the way to read it
-from any language stand in docs/STATE_PAGE.md.
+This module is the only writer. It knows the layout and how to write it so that a reader never accepts a half-written
+or abandoned page; it does not know why a state holds, reads no clock and decides nothing. The layout and the way to
+read it from any language stand in docs/STATE_PAGE.md.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class StatePage:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, lease_ns: int) -> Self:
-        """Open the page, creating file (0644) and missing folders (0755) where needed, and write `halt` with heartbeat 0.
+        """Open the page, created (0644) with missing folders (0755) where needed; write `halt` with heartbeat 0.
 
         An existing file is taken over in place: never truncated, renamed or unlinked, for a truncated mapping would
         kill the trading process with SIGBUS. A shorter one is grown to 64 bytes; of a longer one the first 64 are used.
@@ -174,11 +174,10 @@ def _create_folders(folder: Path) -> None:
 def _claim(fd: int, path: Path) -> mmap.mmap:
     """Check, lock, size and map the open file."""
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise StatePageError(errno.EINVAL, "is no regular file; remove it, the sidecar creates its own", str(path))
+        mode = os.fstat(fd).st_mode
+        _refuse_other_kinds(mode, path)
         _lock(fd, path)
-        if stat.S_IMODE(found.st_mode) != _FILE_MODE:
+        if stat.S_IMODE(mode) != _FILE_MODE:
             os.fchmod(fd, _FILE_MODE)
         # Grows a short file and reserves the blocks: on a full disk a store into a hole of a mapping is SIGBUS.
         os.posix_fallocate(fd, 0, PAGE_SIZE)
@@ -187,6 +186,11 @@ def _claim(fd: int, path: Path) -> mmap.mmap:
         raise
     except OSError as error:
         raise _explained(error, path) from error
+
+
+def _refuse_other_kinds(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise StatePageError(errno.EINVAL, "is no regular file; remove it, the sidecar creates its own", str(path))
 
 
 def _lock(fd: int, path: Path) -> None:
