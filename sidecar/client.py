@@ -269,7 +269,7 @@ class ExecutionGate:
     def _decide(self, order: object, deadline: float) -> GateDecision:
         try:
             if _is_cancel(order):
-                return GateDecision(allowed=True, code="cancel", message="cancels always pass")
+                return _CANCEL_PASSES
             if self._closed:
                 return _refusal("internal_error", "this gate was closed; make a new ExecutionGate")
             if order is not None and not isinstance(order, Mapping):
@@ -293,6 +293,9 @@ class ExecutionGate:
             except _BadOrderError as error:
                 why = f"{why}; and the order: {error}"
         return _refusal("stale", why, answered=False)
+
+
+_CANCEL_PASSES: Final = GateDecision(allowed=True, code="cancel", message="cancels always pass")
 
 
 def _passed(decision: GateDecision) -> Literal[True]:
@@ -634,7 +637,11 @@ class _PageReader:
             raise _NoAnswerError(f"no state page at {self._path}: {error.strerror}; is the sidecar running?") from error
         # The old mapping goes when the last thread that still copies from it is done.
         self._map, self._file = fresh, (found.st_dev, found.st_ino)
-        if self._closed:  # by another thread, which cannot have seen the new mapping
+        self._let_go_if_closed()
+
+    def _let_go_if_closed(self) -> None:
+        # Asked again after a new mapping is in place: a thread that closed the gate meanwhile cannot have seen it.
+        if self._closed:
             self._map = None
 
     def _was_replaced(self) -> bool:

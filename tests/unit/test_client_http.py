@@ -1,4 +1,4 @@
-"""The client against real local servers, good and bad: whatever is not a whole and well-formed allow in time is a denial."""
+"""The client against real local servers: whatever is not a whole and well-formed allow in time is a denial."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        return "http://127.0.0.1:{}".format(self.listener.getsockname()[1])
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
 
     def run(self) -> None:
         while not self.stop.is_set():
@@ -159,7 +159,14 @@ def test_a_path_prefix_is_kept(serve: Any, gates: Any) -> None:
 
 def test_an_order_is_posted_with_exact_numbers(serve: Any, gates: Any) -> None:
     server = serve(said(ALLOW))
-    order = {"intent": "new", "symbol": "Ä", "side": "buy", "quantity": Decimal("1E+2"), "position": "0.1", "open_quantity": 3}
+    order = {
+        "intent": "new",
+        "symbol": "Ä",
+        "side": "buy",
+        "quantity": Decimal("1E+2"),
+        "position": "0.1",
+        "open_quantity": 3,
+    }
     assert gates(url=server.url).check_can_execute(order) is True
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/orders/check HTTP/1.1\r\n")
@@ -168,7 +175,12 @@ def test_an_order_is_posted_with_exact_numbers(serve: Any, gates: Any) -> None:
 
 def test_a_denied_order_says_why_and_who_can_release(serve: Any, gates: Any) -> None:
     decision = refused(gates(url=serve(said(DENY)).url), LEAVE)
-    assert (decision.code, decision.trigger, decision.max_quantity, decision.limit) == ("over_limit", "dd", 500, 500)
+    assert (decision.code, decision.trigger, decision.max_quantity, decision.limit) == (
+        "over_limit",
+        "dd",
+        Decimal(500),
+        500,
+    )
     assert (decision.since, decision.release, decision.epoch) == (12.5, "a smaller order", 17)
     assert (decision.decision_id, decision.switch, decision.answered) == ("d2", SWITCH, True)
     text = str(TradingBlockedError(decision))
@@ -292,7 +304,9 @@ def test_whatever_is_not_a_well_formed_allow_denies_the_order(serve: Any, gates:
 def test_chunked_and_unframed_answers_are_whole_answers_too(serve: Any, gates: Any) -> None:
     head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items()).encode()
     body = json.dumps(ALLOW).encode()
-    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + head + b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    chunked = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n" + head + b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    )
     server = serve(chunked)
     gate = gates(url=server.url)
     assert gate.check_can_execute(LEAVE)
@@ -334,7 +348,7 @@ def drip_the_body(connection: socket.socket, _: bytes) -> bool:
 
 
 def hint_for_ever(connection: socket.socket, _: bytes) -> bool:
-    for _ in range(100):
+    for _turn in range(100):
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         time.sleep(0.02)
     return False
@@ -395,7 +409,7 @@ def test_a_kept_connection_that_the_server_closed_is_made_anew(serve: Any, gates
 
 
 def test_a_connection_closed_on_the_way_of_the_question_is_retried_once_and_no_more(serve: Any, gates: Any) -> None:
-    """The server reads the second question of each connection and closes without a byte: as an idle close would race."""
+    """The server reads each connection's second question and closes without a byte, as when an idle close races."""
     seen: dict[socket.socket, int] = {}
 
     def one_answer_each(connection: socket.socket, _: bytes) -> bool:
@@ -499,7 +513,13 @@ def test_on_stale_lets_exits_out_of_a_dead_sidecar_but_overrules_no_answer(gates
     assert refused(dead).code == "stale"
     hanging = gates(url=serve(hang).url, on_stale="reduce_only", timeout=0.1)
     assert hanging.check_can_execute(LEAVE)
-    for answer in (said(DENY), response(500), said(ALLOW | {"switch": "other"}), b"garbage\r\n\r\n", response(400, b"{}")):
+    for answer in (
+        said(DENY),
+        response(500),
+        said(ALLOW | {"switch": "other"}),
+        b"garbage\r\n\r\n",
+        response(400, b"{}"),
+    ):
         answering = gates(url=serve(answer).url, on_stale="reduce_only", expect_switch=SWITCH)
         assert refused(answering, LEAVE).answered
 

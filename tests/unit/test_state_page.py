@@ -10,6 +10,7 @@ import textwrap
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,10 @@ LEASE = 500_000_000
 LAYOUT = struct.Struct("<8sQQIIdQQII")
 
 
-def fields(path: Path) -> dict[str, object]:
+def fields(path: Path) -> dict[str, Any]:
     raw = path.read_bytes()[:64]
     names = ("magic", "sequence", "heartbeat", "state", "restriction", "factor", "epoch", "lease", "crc", "zero")
-    found = dict(zip(names, LAYOUT.unpack(raw), strict=True))
+    found: dict[str, Any] = dict(zip(names, LAYOUT.unpack(raw), strict=True))
     found["crc_holds"] = found["crc"] == zlib.crc32(raw[:56])
     return found
 
@@ -92,7 +93,9 @@ def test_a_new_writer_halts_the_page_of_the_old_one_in_place(path: Path) -> None
     assert found["sequence"] == sequence + 2
 
 
-@pytest.mark.parametrize(("left_behind", "after_first_write"), [(7, 8), (8, 10), (2**64 - 1, 0), (2**64 - 2, 0), (0, 2)])
+@pytest.mark.parametrize(
+    ("left_behind", "after_first_write"), [(7, 8), (8, 10), (2**64 - 1, 0), (2**64 - 2, 0), (0, 2)]
+)
 def test_a_new_writer_continues_the_sequence_it_finds(path: Path, left_behind: int, after_first_write: int) -> None:
     path.parent.mkdir()
     path.write_bytes(b"KSWPAGE1" + struct.pack("<Q", left_behind) + bytes(48))
