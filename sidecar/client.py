@@ -331,7 +331,11 @@ class _Source(Protocol):
 # Bounds that no market needs and that keep the arithmetic below exact.
 _MOST_DIGITS: Final = 40
 _LARGEST_EXPONENT: Final = 30
-_DECIMAL_TEXT: Final = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_LONGEST_SYMBOL: Final = 64
+_DECIMAL_TEXT: Final = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_KEYS: Final = frozenset(
+    {"intent", "symbol", "side", "quantity", "position", "open_quantity", "position_limit", "reduce_only"}
+)
 _SIGN_OF_SIDE: Final = {"buy": 1, "sell": -1}
 _ZERO: Final = Decimal(0)
 
@@ -348,21 +352,22 @@ class _Order:
 
     @classmethod
     def of(cls, order: Mapping[str, Any]) -> Self:
-        """Read a mapping; absent intent means `new`.
+        """Read a mapping as strictly as the sidecar does; absent intent means `new`.
 
         Raises:
             _BadOrderError: a value is missing, of another kind, or out of range.
         """
-        intent = order.get("intent", "new")
-        if intent not in ("new", "replace"):
-            raise _BadOrderError(f"intent is {intent!r}; wanted 'new', 'replace' or 'cancel'")
+        _refuse_strange_words(order)
         side = order.get("side")
         if not isinstance(side, str) or side not in _SIGN_OF_SIDE:
-            raise _BadOrderError(f"side is {side!r}; wanted 'buy' or 'sell'")
+            raise _BadOrderError(f"side is {side!r:.80}; wanted 'buy' or 'sell'")
         quantity = _number(order, "quantity")
         if quantity is None or quantity <= _ZERO:
             raise _BadOrderError(f"quantity is {order.get('quantity')!r}; wanted a number above 0")
         open_quantity = _number(order, "open_quantity")
+        if open_quantity is None and "open_quantity" in order:
+            # Who does not know what is working must not be told that all of it fits.
+            raise _BadOrderError("open_quantity is None; leave it out for 0, or count the working orders of this side")
         limit = _number(order, "position_limit")
         for name, value in (("open_quantity", open_quantity), ("position_limit", limit)):
             if value is not None and value < _ZERO:
@@ -398,6 +403,22 @@ class _Order:
         if self.position is None:
             raise _BadOrderError("position is missing; wanted the signed position before the order")
         return self.position if self.sign > 0 else self.position.copy_negate()
+
+
+def _refuse_strange_words(order: Mapping[str, Any]) -> None:
+    strange = [key for key in order if key not in _KEYS]
+    if strange:
+        # A misspelt position_limit that is ignored would be an order without a limit.
+        raise _BadOrderError(f"{strange[0]!r:.80} is no key of an order; known are {', '.join(sorted(_KEYS))}")
+    intent = order.get("intent")
+    if intent is not None and intent not in ("new", "replace"):
+        raise _BadOrderError(f"intent is {intent!r:.80}; wanted 'new', 'replace' or 'cancel'")
+    symbol = order.get("symbol")
+    if symbol is not None and not (isinstance(symbol, str) and len(symbol) <= _LONGEST_SYMBOL):
+        raise _BadOrderError(f"symbol is {symbol!r:.80}; wanted a text of at most {_LONGEST_SYMBOL} characters")
+    claim = order.get("reduce_only")
+    if claim is not None and not isinstance(claim, bool):
+        raise _BadOrderError(f"reduce_only is {claim!r:.80}; wanted True or False")
 
 
 def _exact() -> decimal.Context:

@@ -212,7 +212,8 @@ def test_what_is_no_mapping_is_no_order(page: StatePage, order: Any) -> None:
 
 GOOD = {"intent": "new", "side": "buy", "quantity": 1, "position": 0, "open_quantity": 0, "position_limit": 10}
 NO_NUMBERS = [
-    float("nan"), float("inf"), -float("inf"), "NaN", "Infinity", "", " 1", "1 ", "1_0", "0x1", "\u0661", "1,5", "--1",
+    float("nan"), float("inf"), -float("inf"), "NaN", "Infinity", "", " 1", "1 ", "1_0", "0x1", "\u0661", "1,5",
+    "--1", "1.", ".1",
     True, False, b"1", [], {}, object(), 1j, Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), 10**80, "1e99",
     "1e-99", "1" * 41, "1" * 10_000, "1e9999999999", Decimal("1e999999"),
 ]  # fmt: skip
@@ -227,7 +228,9 @@ def test_what_is_no_number_makes_a_bad_order(page: StatePage, name: str, value: 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"intent": "NEW"}, {"intent": "reduce"}, {"intent": None}, {"intent": 1}, {"intent": ["new"]}, {"side": "BUY"},
+        {"intent": "NEW"}, {"intent": "reduce"}, {"intent": False}, {"postion": 1}, {1: 2}, {"symbol": 1},
+        {"symbol": "a" * 65},
+        {"reduce_only": 1}, {"open_quantity": None}, {"intent": 1}, {"intent": ["new"]}, {"side": "BUY"},
         {"side": None}, {"side": ["buy"]}, {"quantity": 0}, {"quantity": -1}, {"quantity": None}, {"quantity": "-0"},
         {"open_quantity": -1}, {"position_limit": -1},
     ],
@@ -241,7 +244,7 @@ class Index:
         return 1
 
 
-@pytest.mark.parametrize("one", [1, "1", "+1.0", "1e0", ".1e1", 1.0, Decimal("1.00"), Index()])
+@pytest.mark.parametrize("one", [1, "1", "+1.0", "1e0", "0.1e1", 1.0, Decimal("1.00"), Index()])
 def test_numbers_may_be_written_in_any_exact_way(page: StatePage, one: object) -> None:
     gate = ExecutionGate(page=page.path)
     assert gate.check_can_execute(GOOD | {"quantity": one, "position_limit": 1})
