@@ -1055,10 +1055,11 @@ def _code(said: object) -> str:
 
 
 def _factor(said: object) -> float:
-    number = _decimal(said)
-    if number is None or not 0 <= number <= 1:
+    if isinstance(said, str) and _DECIMAL_TEXT.fullmatch(said):
+        said = float(said)
+    if isinstance(said, bool) or not (isinstance(said, int | float) and 0 <= said <= 1):
         raise _BadAnswerError(f"the answer's position limit factor is {said!r:.80}; wanted 0.0 to 1.0")
-    return float(number)
+    return float(said)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ FOLDER = tempfile.TemporaryDirectory()
 PAGE = Path(FOLDER.name, "state.page")
 
 amounts = st.decimals(min_value=0, max_value=1000, places=2, allow_nan=False) | st.integers(0, 12).map(Decimal)
-factors = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]) | st.floats(0.0, 1.0, allow_subnormal=False)
+factors = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0]) | st.floats(0.001, 1.0)
 restrictions = st.sampled_from(list(Restriction))
 orders = st.fixed_dictionaries(
     {
@@ -102,7 +102,7 @@ def test_max_quantity_is_what_passes_and_no_more(factor: float, order: dict[str,
     assert most is not None
     assert 0 <= most < order["quantity"]
     if most:
-        assert ask(Restriction.NONE, factor, order | {"quantity": most}).allowed or len(most.as_tuple().digits) > 40
+        assert ask(Restriction.NONE, factor, order | {"quantity": most}).allowed
     step = Decimal("1e-25")
     assert not ask(
         Restriction.NONE, factor, order | {"quantity": min(order["quantity"], most.quantize(step) + step)}

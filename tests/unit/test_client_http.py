@@ -151,6 +151,11 @@ def test_a_question_without_an_order_is_a_get_of_the_gate(serve: Any, gates: Any
     assert len(server.connections) == 1
 
 
+def test_the_smallest_factor_is_a_factor(serve: Any, gates: Any) -> None:
+    server = serve(response(headers=HEADERS | {"X-Killswitch-Factor": repr(5e-324)}))
+    assert gates(url=server.url).position_limit_factor == 5e-324
+
+
 def test_a_path_prefix_is_kept(serve: Any, gates: Any) -> None:
     server = serve(response())
     gates(url=server.url + "/proxy/").check_can_execute()
@@ -232,6 +237,7 @@ GATE_ANSWERS = {
     "an unknown reason": response(headers=HEADERS | {"X-Killswitch-Reason": "fine"}),
     "no reason": response(headers={"X-Killswitch-Switch": SWITCH, "X-Killswitch-Factor": "1.0"}),
     "a factor that is none": response(headers=HEADERS | {"X-Killswitch-Factor": "nan"}),
+    "a factor in words": response(headers=HEADERS | {"X-Killswitch-Factor": "1_0"}),
     "a factor above 1": response(headers=HEADERS | {"X-Killswitch-Factor": "2"}),
     "garbage": b"\x00\xff\x13garbage\r\n\r\n" * 5,
     "old HTTP": b"OK\r\n",
@@ -283,6 +289,7 @@ ORDER_ANSWERS = {
     "another switch in the header": response(
         200, json.dumps(ALLOW).encode(), HEADERS | {"X-Killswitch-Switch": "other"}
     ),
+    "a factor that is true": said(ALLOW | {"position_limit_factor": True}),
     "a factor that is none": said(ALLOW | {"position_limit_factor": None}),
     "NaN": response(200, json.dumps(ALLOW | {"position_limit_factor": float("nan")}).encode()),
     "two decisions": response(200, b'{"decision":"deny",' + json.dumps(ALLOW).encode()[1:]),

@@ -117,6 +117,16 @@ def test_a_file_of_any_size_is_taken_over_and_only_grown(path: Path, size: int) 
     assert path.read_bytes()[64:] == b"\xff" * (size - 64)
 
 
+def test_blocks_are_reserved_so_that_a_full_disk_cannot_kill_the_writer(path: Path) -> None:
+    path.parent.mkdir()
+    path.touch()
+    os.truncate(path, 64)
+    assert path.stat().st_blocks == 0
+    page = StatePage.open(path, lease_ns=LEASE)
+    os.fsync(page._fd)
+    assert path.stat().st_blocks > 0
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
 def test_permissions_do_not_depend_on_the_umask(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "a" / "b" / "state.page"
