@@ -169,10 +169,12 @@ class Keeper:
 
     # Durability
 
-    def attach(self, memory: Memory) -> None:
-        """Start writing: the stored state is known, and what the switch now holds may replace it."""
+    def attach(self, memory: Memory, state: SwitchState) -> None:
+        """Take over the stored state and start writing: from here on what the switch holds replaces what is stored."""
+        changes = self.switch.restore(state, self.clock.now())
         self._memory = memory
         self._generation += 1
+        self._in_force(changes)
         self._wake.set()
 
     async def settled(self, timeout: float) -> bool:  # noqa: ASYNC109 - the answer to a caller, not a cancellation

@@ -223,7 +223,7 @@ class RecoveryDesk:
             await self.validate()
 
     async def validate(self) -> None:
-        """Check triggers and health of an approved recovery; begin it, or refuse it by RecoveryBlocked or NotDurable."""
+        """Check triggers and health of an approved recovery; begin it, or raise RecoveryBlocked or NotDurable."""
         async with self._moving:
             recovery = self._keeper.switch.state.recovery
             if recovery is None or recovery.stage is not Stage.VALIDATING:

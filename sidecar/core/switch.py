@@ -106,6 +106,16 @@ class Switch:
                 self._demands.pop(waiver.trigger, None)
         return True
 
+    def restore(self, state: SwitchState, now: Instant) -> tuple[Change, ...]:
+        """Take over the stored state; kills that came in before it was known are applied on top of it."""
+        early = self._state.causes
+        self._highest_epoch = max(self._highest_epoch, state.epoch)
+        if self.mode is Mode.DISABLED:
+            return ()
+        self._state = state
+        changes = [self.apply(Kill(cause=cause), now) for cause in early]
+        return tuple(change for change in changes if isinstance(change, Change))
+
     def restamp(self) -> None:
         """Give the present state an epoch above any that was proposed, because it must win over a void proposal."""
         self._highest_epoch += 1

@@ -1,0 +1,526 @@
+"""The composition root: builds every part, starts it, watches over it, reloads it and stops it.
+
+Nothing is decided here but order. The gate listens (and denies) before anything else is tried; what fails later leaves it
+denying with a reason, and the process up so that somebody can read that reason.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from sidecar.adapters import audit_log
+from sidecar.adapters.approvers import Approvers
+from sidecar.adapters.gate_http import GateServer
+from sidecar.adapters.instruments import Instruments
+from sidecar.adapters.operations_http import OperationsServer
+from sidecar.adapters.prometheus import PrometheusSource
+from sidecar.adapters.scrape import ScrapeSource
+from sidecar.adapters.state_file import FolderLocked
+from sidecar.adapters.state_page import StatePage
+from sidecar.adapters.storage_thread import StorageThread
+from sidecar.app.audit_trail import AuditEvent, audit_event
+from sidecar.app.clock import Clock
+from sidecar.app.desk import Desk
+from sidecar.app.evaluation import Evaluator
+from sidecar.app.health import HealthChecks, QueryCheck
+from sidecar.app.keeper import Document, Keeper
+from sidecar.app.memory import DiskMemory
+from sidecar.app.places import run_path
+from sidecar.app.recoveries import RecoveryDesk
+from sidecar.app.reload import Reloader
+from sidecar.app.restore import CannotRestore, Start, choose_start
+from sidecar.app.sources import Probe, RuleSources
+from sidecar.app.telemetry import AppTelemetry
+from sidecar.core.compose import Overlay
+from sidecar.core.document import lockouts_document, state_document
+from sidecar.core.errors import RuleFileError, SettingsError, StorageError
+from sidecar.core.snapshot import Snapshot
+from sidecar.core.states import Instant, Mode, State
+from sidecar.core.switch import Switch
+from sidecar.core.transitions import Policies, SwitchState
+from sidecar.rules.document import trigger_document
+from sidecar.rules.model import Operator, RuleSet
+from sidecar.settings.config import Settings
+from sidecar.settings.rule_files import load_rules
+
+log = logging.getLogger("sidecar.app")
+
+APPROVAL_CODE = "KILL_SWITCH_APPROVAL_CODE"
+STORAGE_PATIENCE_SECONDS = 2.0
+STORAGE_RETRY_SECONDS = 2.0
+BEATS_PER_LEASE = 5
+DEGRADED_LIVENESS_SECONDS = 30.0
+STOP_SECONDS = 5.0
+
+
+class AnotherSidecar(Exception):  # noqa: N818 - named for what happened
+    """Another process holds the state folder of this switch."""
+
+
+class Application:
+    """One sidecar, from start to stop.
+
+    Args:
+        settings: what was read at the start; listeners, storage and mode hold for the life of the process.
+        environ: for rule files, the approval code and the run folders.
+        clock: where `now` comes from.
+        probes: what answers rules without a query, by rule type.
+    """
+
+    def __init__(
+        self, *, settings: Settings, environ: Mapping[str, str], clock: Clock, probes: Mapping[str, Probe]
+    ) -> None:
+        self.settings = settings
+        self.environ = environ
+        self.clock = clock
+        self.started = clock.now()
+        self.policies = Policies(recovery=settings.recovery.policy, gate=settings.gate.policy)
+        self.switch = Switch(
+            name=settings.switch.name,
+            mode=settings.switch.mode,
+            state=SwitchState(since=self.started.wall),
+            policies=self.policies,
+        )
+        self.keeper = Keeper(switch=self.switch, clock=clock, document=self._document)
+        self.prometheus = self._build_prometheus(settings)
+        self.scrapes = {target.name: _build_scrape(target) for target in settings.scrape}
+        self.sources = RuleSources(
+            prometheus=self.prometheus,
+            prometheus_timeout=settings.prometheus.timeout,
+            scrapes=self.scrapes,
+            probes=probes,
+        )
+        self.evaluator = Evaluator(
+            keeper=self.keeper,
+            clock=clock,
+            sources=self.sources,
+            pod=settings.switch.name,
+            warnings_count=settings.prometheus.on_warnings == "inconclusive",
+        )
+        self.recoveries = RecoveryDesk(
+            keeper=self.keeper,
+            clock=clock,
+            evaluator=self.evaluator,
+            health=self.build_health(settings),
+            approvers=self._load_approvers(),
+            ready=self.not_ready,
+        )
+        self.recoveries.health_interval = min(settings.rules.interval, 5.0)
+        self.gate = GateServer(switch=settings.switch.name)
+        self.page: StatePage | None = None
+        self.memory: DiskMemory | None = None
+        self.opened = False
+        self.rules_error: str | None = None
+        self.storage_error: str | None = "the state folder is not open yet"
+        self.page_error: str | None = None
+        self.approvers_error: str | None = None
+        self.failure: tuple[float, str] | None = None
+        self.gate_address: tuple[str, int] | None = None
+        self.operations_address: tuple[str, int] | None = None
+        self.reloader = Reloader(self)
+        self.desk = Desk(self)
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.instruments = Instruments(self.registry, AppTelemetry(self))
+        self.keeper.observers.snapshot.append(self._show)
+        self.evaluator.on_evaluation.append(lambda _, took: self.instruments.observe_evaluation(took))
+        self.evaluator.on_kill.append(self.instruments.observe_breach_to_block)
+        self._thread = StorageThread()
+        self._stopping = asyncio.Event()
+
+    # Parts
+
+    def _build_prometheus(self, settings: Settings) -> PrometheusSource | None:
+        wanted = settings.prometheus
+        if not wanted.urls:
+            return None
+        return PrometheusSource(urls=wanted.urls, timeout=wanted.timeout, headers=wanted.headers, http=wanted.http)
+
+    def build_health(self, settings: Settings) -> HealthChecks:
+        """The health checks of a recovery, as these settings want them."""
+        wanted = settings.recovery.health
+        queries = [
+            QueryCheck(name=one.name, query=one.query, operator=Operator(one.operator), threshold=one.threshold)
+            for one in wanted.queries
+        ]
+        return HealthChecks(
+            sources=self.sources.states_of_used if wanted.sources_up else None,
+            min_memory_available=wanted.min_memory_available,
+            max_cpu_percent=wanted.max_cpu_percent,
+            queries=queries,
+            ask=self.sources.ask_queries,
+        )
+
+    def _load_approvers(self) -> Approvers | None:
+        if self.settings.recovery.approvers_file is not None:
+            return Approvers.from_file(self.settings.recovery.approvers_file)
+        code = self.environ.get(APPROVAL_CODE)
+        if code:
+            log.warning(
+                "approvers.from_environment",
+                extra={
+                    "fields": {
+                        "message": "whoever may exec into this container can read the approval code from its "
+                        "environment; use recovery.approvers_file"
+                    }
+                },
+            )
+        return Approvers.from_environment(code)
+
+    # Running
+
+    async def run(self) -> None:
+        """Run until told to stop.
+
+        Raises:
+            AnotherSidecar: the state folder is in use.
+            OSError: a listener cannot be bound.
+        """
+        async with AsyncExitStack() as stack:
+            storage = asyncio.create_task(self._open_memory(), name="storage")
+            stack.push_async_callback(_cancel, storage)
+            await self._wait_for_storage(storage)
+            await self._start_listeners(stack)
+            self._load_rules()
+            self._announce("sidecar.started")
+            tasks = self._start_tasks()
+            stack.push_async_callback(_cancel, *tasks, storage)
+            stack.push_async_callback(self.evaluator.stop)
+            await self._supervise([*tasks, storage])
+            self._announce("sidecar.stopped")
+            await self._finish()
+
+    def stop(self) -> None:
+        """Begin an orderly stop."""
+        self._stopping.set()
+
+    async def _wait_for_storage(self, storage: "asyncio.Task[None]") -> None:
+        # A second sidecar must find out before it touches anything of the first; a hung volume must not hold us up.
+        await asyncio.wait({storage}, timeout=STORAGE_PATIENCE_SECONDS)
+        if storage.done() and isinstance(storage.exception(), FolderLocked):
+            raise AnotherSidecar(str(storage.exception()))
+
+    async def _start_listeners(self, stack: AsyncExitStack) -> None:
+        gate, operations = self.settings.gate, self.settings.operations
+        self._open_page()
+        stack.callback(self._close_page)
+        self.keeper.publish()
+        self.gate_address = await self.gate.start_tcp(gate.listen.host, gate.listen.port)
+        stack.push_async_callback(self.gate.stop, 1.0)
+        await self.gate.start_unix(run_path(gate.socket, self.environ))
+        server = OperationsServer(
+            desk=self.desk, registry=self.registry, hosts=operations.hosts, tokens_file=operations.tokens_file
+        )
+        stack.push_async_callback(server.stop)
+        self.operations_address = await server.start_tcp(operations.listen.host, operations.listen.port)
+        await server.start_control(run_path(self.settings.control.socket, self.environ))
+        log.info(
+            "sidecar.listening",
+            extra={"fields": {"gate": _text(self.gate_address), "operations": _text(self.operations_address)}},
+        )
+
+    def _start_tasks(self) -> list["asyncio.Task[None]"]:
+        work: dict[str, Callable[[], Awaitable[None]]] = {
+            "heartbeat": self._beat,
+            "keeper": self.keeper.run,
+            "recoveries": self.recoveries.drive,
+            "reload": self.reloader.watch,
+            "housekeeping": self._keep_house,
+        }
+        tasks = [asyncio.create_task(_run(start), name=name) for name, start in work.items()]
+        tasks += [asyncio.create_task(scrape.run(), name=f"scrape {name}") for name, scrape in self.scrapes.items()]
+        return tasks
+
+    async def _supervise(self, tasks: list["asyncio.Task[None]"]) -> None:
+        stopping = asyncio.create_task(self._stopping.wait(), name="stop")
+        watched: set[asyncio.Task[Any]] = {task for task in tasks if not _has_ended_well(task)}
+        while not self._stopping.is_set():
+            done, _ = await asyncio.wait({*watched, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                watched.discard(task)
+                if not _has_ended_well(task):
+                    self._fail(f"the task {task.get_name()!r} ended: {_outcome(task)}")
+
+    def _fail(self, what: str) -> None:
+        if self.failure is None:
+            log.critical("sidecar.degraded", extra={"fields": {"message": what}})
+            self.failure = (self.clock.now().mono, what)
+            self.keeper.audit(audit_event("sidecar.degraded", self.clock.now(), reason=what))
+        self.refresh()
+
+    async def _finish(self) -> None:
+        await self.keeper.drain(STOP_SECONDS)
+        if self.memory is not None:
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await self.memory.close()
+            except (TimeoutError, StorageError) as error:
+                log.warning("storage.close_failed", extra={"fields": {"error": str(error)}})
+        await self._thread.stop(STOP_SECONDS)
+        if self.prometheus is not None:
+            await self.prometheus.close()
+
+    def _announce(self, what: str) -> None:
+        fields = {"mode": self.switch.mode.value, "config": self.settings.path, "hash": self.settings.content_hash}
+        self.keeper.audit(audit_event(what, self.clock.now(), by="sidecar", **fields))
+        log.info(what, extra={"fields": {"switch": self.switch.name, **fields}})
+
+    # Storage
+
+    async def _open_memory(self) -> None:
+        storage = self.settings.storage
+        while self.memory is None:
+            try:
+                self.memory = await DiskMemory.open(
+                    Path(storage.dir),
+                    switch=self.switch.name,
+                    audit_max_bytes=storage.audit_max_bytes,
+                    audit_retention=storage.audit_retention,
+                    thread=self._thread,
+                )
+            except FolderLocked:
+                raise
+            except StorageError as error:
+                self._storage_failed(str(error))
+                await asyncio.sleep(STORAGE_RETRY_SECONDS)
+        await self._restore(self.memory)
+
+    async def _restore(self, memory: DiskMemory) -> None:
+        try:
+            loaded = await memory.load()
+            audited = await memory.call(self._last_audited)
+            start = choose_start(loaded, audited, self.clock.now(), self.policies)
+        except CannotRestore as error:
+            self._storage_failed(str(error))
+            return
+        self.recoveries.lockouts = start.lockouts
+        self._stored_triggers = start.triggers
+        self.evaluator.restore(start.triggers)
+        self.keeper.attach(memory if self.switch.mode is not Mode.DISABLED else _AuditOnly(memory), start.state)
+        self.storage_error = None
+        self._audit_restore(start, memory)
+        self.refresh()
+
+    def _last_audited(self) -> list[dict[str, Any]]:
+        events = audit_log.read(Path(self.settings.storage.dir) / "audit", since=None, until=None, types=None, limit=200)
+        return [event for event in events if event.get("to") is not None]
+
+    def _audit_restore(self, start: Start, memory: DiskMemory) -> None:
+        now = self.clock.now()
+        if start.note:
+            log.warning("state.restored", extra={"fields": {"note": start.note}})
+        self.keeper.audit(
+            audit_event(
+                "state.restored",
+                now,
+                by="sidecar",
+                reason=start.note or ("first start" if start.fresh else "restored from disk"),
+                state=start.state.state.value,
+                stage=start.state.stage.value,
+                factor=start.state.factor,
+                epoch=self.switch.state.epoch,
+            )
+        )
+        if start.mode is not None and start.mode != self.switch.mode.value and start.mode == Mode.ACTIVE.value:
+            change = {"switch.mode": [start.mode, self.switch.mode.value]}
+            self.keeper.audit(audit_event("config.loosened", now, reason="mode changed at restart", changes=change))
+        opened = memory.opened
+        if opened.torn is not None or opened.missing is not None:
+            self.keeper.audit(
+                audit_event("audit.repaired", now, by="sidecar", torn=str(opened.torn), missing=str(opened.missing))
+            )
+
+    def _storage_failed(self, error: str) -> None:
+        if error != self.storage_error:
+            log.error("storage.unusable", extra={"fields": {"error": error}})
+        self.storage_error = error
+        self.refresh()
+
+    def _document(self, state: SwitchState, now: Instant) -> Document:
+        triggers = {
+            name: document
+            for name, trigger in self.evaluator.triggers.items()
+            if (document := trigger_document(trigger, now)) is not None
+        }
+        return {
+            "switch": self.switch.name,
+            "mode": self.switch.mode.value,
+            **state_document(state, now),
+            "triggers": triggers,
+            "lockouts": lockouts_document(self.recoveries.lockouts, now),
+            "alerts": [],
+            "written": now.wall,
+        }
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(3600.0)
+            if self.memory is not None:
+                await self.memory.flush()
+
+    # Rules
+
+    def _load_rules(self) -> None:
+        try:
+            rules = load_rules(
+                self.settings.rules.files,
+                self.settings.rules.interval,
+                self.environ,
+                self.settings.scrape_names,
+            )
+            self.rules_error = None
+        except (RuleFileError, SettingsError) as error:
+            self.rules_error = str(error)
+            self.reloader.failed(str(error))
+            log.error("rules.unusable", extra={"fields": {"error": str(error)}})  # noqa: TRY400 - says it all
+            rules = RuleSet()
+        self.take_rules(rules)
+        self.evaluator.restore(self._stored_triggers)
+
+    def take_rules(self, rules: RuleSet) -> None:
+        """Evaluate these rules from now on."""
+        self.sources.prepare(rules)
+        self.evaluator.load(rules, opened=self.opened)
+        if self.switch.mode is not Mode.DISABLED:
+            self.evaluator.start()
+        self.refresh()
+
+    _stored_triggers: Mapping[str, Any] = {}
+
+    # Readiness, staleness, heartbeat
+
+    def not_ready(self) -> str | None:
+        """What keeps the gate at `not_ready`; None if nothing does."""
+        if self.storage_error is not None:
+            return f"the stored state is not known: {self.storage_error}"
+        if self.rules_error is not None and not self.evaluator.rules.groups:
+            return f"no rules are loaded: {self.rules_error}"
+        if not self.evaluator.rules.rules:
+            return f"no rules are loaded: nothing matches rules.files {list(self.settings.rules.files)}"
+        if not self.opened and (unready := self.evaluator.unready()):
+            return self._unready_text(unready)
+        return None
+
+    def _unready_text(self, unready: list[str]) -> str:
+        first = self.evaluator.triggers[unready[0]]
+        why = first.message or "it has not been evaluated yet"
+        more = f" (and {len(unready) - 1} more)" if len(unready) > 1 else ""
+        return f"rule {unready[0]} has had no fresh reading since the start{more}: {why}"
+
+    def refresh(self) -> None:
+        """Look anew at what keeps the gate shut beside the state."""
+        not_ready = self.not_ready()
+        if not_ready is None and not self.opened:
+            self.opened = True
+            log.info("sidecar.ready", extra={"fields": {"switch": self.switch.name}})
+        broken = self.failure[1] if self.failure else self.evaluator.failed()
+        self.keeper.cover(
+            Overlay(not_ready=not_ready, stale=self.evaluator.stale(self.clock.now()), internal_error=broken)
+        )
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        interval = self.settings.gate.lease / BEATS_PER_LEASE
+        due = loop.time()
+        while True:
+            self.instruments.observe_lease_delay(max(0.0, loop.time() - due))
+            self.refresh()
+            self._renew()
+            due = max(due + interval, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+    def _renew(self) -> None:
+        self.gate.renew(time.monotonic())
+        if self.page is not None:
+            self.page.beat(time.monotonic_ns())
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self.gate.update(snapshot, self.switch.policies.gate)
+        if self.page is not None:
+            self.page.publish(
+                state=snapshot.state.number,
+                restriction=int(snapshot.gate_restriction),
+                factor=snapshot.gate_factor,
+                epoch=snapshot.epoch,
+                now_ns=time.monotonic_ns(),
+            )
+        self.desk.changed()
+
+    def _open_page(self) -> None:
+        path = run_path(self.settings.gate.page, self.environ)
+        try:
+            self.page = StatePage.open(path, lease_ns=int(self.settings.gate.lease * 1e9))
+        except OSError as error:
+            self.page_error = f"the state page {path} cannot be used: {error}"
+            log.error("page.unusable", extra={"fields": {"error": self.page_error}})  # noqa: TRY400 - says it all
+
+    def _close_page(self) -> None:
+        if self.page is not None:
+            self.page.close()
+            self.page = None
+
+    def live(self) -> str | None:
+        """Why the process should be restarted; None while it should not."""
+        if self.failure is not None and self.clock.now().mono - self.failure[0] > DEGRADED_LIVENESS_SECONDS:
+            return self.failure[1]
+        return None
+
+    def config_ready(self) -> str | None:
+        """Why the sidecar is not up yet, whatever its state and its sources; None once it is."""
+        attempted = [group.name for group in self.evaluator.rules.groups if group.name not in self.evaluator.completed]
+        if self.storage_error == "the state folder is not open yet":
+            return "the stored state has not been read yet"
+        return f"groups not evaluated yet: {attempted}" if attempted else None
+
+
+class _AuditOnly:
+    """The memory of a disabled switch: it audits, and leaves the stored state as it is."""
+
+    def __init__(self, memory: DiskMemory) -> None:
+        self._memory = memory
+
+    async def write(self, document: Document | None, events: "list[AuditEvent] | tuple[AuditEvent, ...] | Any") -> None:
+        del document
+        await self._memory.write(None, events)
+
+
+def _build_scrape(target: Any) -> ScrapeSource:
+    return ScrapeSource(name=target.name, url=target.url, interval=target.interval, timeout=target.timeout)
+
+
+async def _run(start: Callable[[], Awaitable[None]]) -> None:
+    await start()
+
+
+async def _cancel(*tasks: "asyncio.Task[None]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _has_ended_well(task: "asyncio.Task[Any]") -> bool:
+    ended = task.done() and not task.cancelled() and task.exception() is None
+    return ended and task.get_name() == "storage"
+
+
+def _outcome(task: "asyncio.Task[Any]") -> str:
+    if task.cancelled():
+        return "it was cancelled"
+    error = task.exception()
+    if error is None:
+        return "it returned"
+    log.error("sidecar.task_failed", exc_info=error, extra={"fields": {"task": task.get_name()}})
+    return f"{type(error).__name__}: {error}"
+
+
+def _text(address: tuple[str, int] | None) -> str:
+    return "" if address is None else f"{address[0]}:{address[1]}"
+
+
+__all__ = ["AnotherSidecar", "Application", "os"]

@@ -1,0 +1,24 @@
+"""Finds the run folders: where the configuration says, or under `$XDG_RUNTIME_DIR` where the defaults cannot be made."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+DEFAULT_ROOT = Path("/run")
+
+
+def run_path(wanted: str, environ: Mapping[str, str]) -> Path:
+    """Where a socket or page of the run folders goes.
+
+    Only the defaults under /run move, and only to the same names under `$XDG_RUNTIME_DIR`; any other path is taken as
+    written.
+    """
+    path = Path(wanted)
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    if not runtime or path.parent.parent != DEFAULT_ROOT or not path.parent.name.startswith("killswitch"):
+        return path
+    try:
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+    except OSError:
+        return Path(runtime) / path.parent.name / path.name
+    return path if os.access(path.parent, os.W_OK | os.X_OK) else Path(runtime) / path.parent.name / path.name
