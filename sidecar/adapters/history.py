@@ -128,10 +128,10 @@ class History:
             return call()
         except HistoryError:
             raise
-        except requests.exceptions.ConnectionError as exc:
-            raise HistoryError("unreachable", f"{self._url} does not answer: {_innermost(exc)}") from exc
         except requests.exceptions.Timeout as exc:
             raise _timeout(self._url, self._timeout) from exc
+        except requests.exceptions.ConnectionError as exc:
+            raise HistoryError("unreachable", f"{self._url} does not answer: {_innermost(exc)}") from exc
         except (requests.exceptions.RequestException, OSError) as exc:
             raise HistoryError("unreachable", f"{self._url}: {type(exc).__name__}") from exc
         except (PrometheusApiClientException, KeyError, TypeError, ValueError) as exc:
@@ -175,7 +175,8 @@ def _tls_adapter(access: HttpAccess) -> "requests.adapters.HTTPAdapter":
                 pool.clear()  # whom to trust stands in the context; the defaults would overrule it
             return host, pool
 
-    return Adapter(max_retries=Retry(total=0))
+    # read=False keeps a read timeout what it is; with a count of 0 it would come as "too many retries".
+    return Adapter(max_retries=Retry(total=0, read=False))
 
 
 def _bounded_session(url: str, timeout: float) -> "requests.Session":

@@ -136,6 +136,8 @@ class Endpoint:
     def _http_error(self, status: int) -> Failure:
         if status in _NOT_SERVING_STATUS:
             return self._unreachable(f"HTTP {status}")
+        if status == 413:
+            return self._failed("too_large", "HTTP 413: something on the way takes no request of this size")
         hint = " (a redirect is not followed)" if 300 <= status < 400 else ""
         return self._failed("http_error", f"HTTP {status}{hint}")
 

@@ -85,7 +85,8 @@ class PrometheusSource:
         """Ask all queries now; keys are unique among them.
 
         Returns:
-            One outcome for each key. A fault of a source is a `Failure`, never an exception; cancellation passes.
+            One outcome for each key, in the order of the queries. A fault of a source is a `Failure`, never an
+            exception; cancellation passes.
         """
         results: Outcomes = {query.key: _wrong_type(query) for query in queries if not _is_askable(query)}
         askable = [query for query in queries if _is_askable(query)]
@@ -101,7 +102,7 @@ class PrometheusSource:
                 results.update(outcomes)
         self.up = round_.answered
         self._learn(round_)
-        return {key: _blame(outcome, round_) for key, outcome in results.items()}
+        return {query.key: _blame(results[query.key], round_) for query in queries}
 
     async def close(self) -> None:
         """Close the connections; the next query would open new ones."""
@@ -165,13 +166,16 @@ class PrometheusSource:
     async def _ask(self, queries: Sequence[Query], round_: _Round) -> Outcomes:
         outcome = await self._first_healthy(compose(queries), round_)
         if isinstance(outcome, Failure):
+            round_.answered |= is_final(outcome)
             return {query.key: outcome for query in queries}
         try:
             size = len(outcome.result) * _BYTES_A_SERIES
-            return await off_the_loop(size, functools.partial(sort_out, outcome, queries))
+            outcomes = await off_the_loop(size, functools.partial(sort_out, outcome, queries))
         except MalformedResult as exc:
             failure = Failure(reason="bad_response", message=str(exc), unreachable=False)
             return {query.key: failure for query in queries}
+        round_.answered = True
+        return outcomes
 
     async def _first_healthy(self, text: str, round_: _Round) -> Envelope | Failure:
         count = len(self._endpoints)
@@ -190,7 +194,7 @@ class PrometheusSource:
                 for task in done:
                     index, outcome = running.pop(task), task.result()
                     if is_final(outcome):
-                        self._preferred, round_.answered = index, True
+                        self._preferred = index
                         return outcome
                     failures.append(outcome)  # type: ignore[arg-type]  # an Envelope is final
         finally:
