@@ -5,7 +5,7 @@ The documentation and the schema for editors are drawn from these classes. What 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -43,6 +43,7 @@ from sidecar.settings.fields import (
     seconds,
     seen,
     shown,
+    taken_names,
     text,
     word,
 )
@@ -233,18 +234,20 @@ class AlertmanagerSection(Section):
     notify: NotifySection = Field(default_factory=NotifySection)
 
 
+def _backoff_factor(value: str) -> float:
+    number = parse_number(value)
+    if number < 1:
+        raise ValueError(f"must be at least 1, not {value}: a cooldown must not shrink with every kill")
+    return number
+
+
 class BackoffSection(Section):
     """How the cooldown grows when kills follow each other."""
 
-    factor: Number = Field(
+    factor: Annotated[float, from_text(_backoff_factor), json_text("number ≥ 1", type=["number", "string"])] = Field(
         default=2.0, description="Each further kill from ACTIVE within 24 h multiplies the next cooldown; 1 is off."
     )
     max: Duration = seconds("1h", "A cooldown never grows beyond this.")
-
-    def misfits(self) -> Iterator[Misfit]:
-        """A cooldown that shrinks with every kill would be the wrong way round."""
-        if self.factor < 1:
-            yield ("factor",), f"must be at least 1, not {self.factor:g}"
 
 
 class ConditionSection(Section):
@@ -341,12 +344,14 @@ class RecoverySection(Section):
     )
     health: HealthSection = Field(default_factory=HealthSection)
 
-    def misfits(self) -> Iterator[Misfit]:
+    @classmethod
+    def misfits_as_written(cls, written: Mapping[str, Any]) -> Iterator[Misfit]:
         """Two approvers must be two people."""
-        if self.approvals > 1 and self.approvers_file is None:
+        approvals = str(written.get("approvals"))
+        if approvals.isdecimal() and int(approvals[:9]) > 1 and written.get("approvers_file") is None:
             yield (
                 ("approvals",),
-                f"{self.approvals} approvals need approvers_file: one code in the environment is one approver",
+                f"{approvals} need approvers_file: the code in the environment is one approver",
             )
 
 
@@ -417,9 +422,7 @@ class ConfigFile(Section):
     storage: StorageSection = Field(default_factory=StorageSection)
     logging: LoggingSection = Field(default_factory=LoggingSection)
 
-    def misfits(self) -> Iterator[Misfit]:
+    @classmethod
+    def misfits_as_written(cls, written: Mapping[str, Any]) -> Iterator[Misfit]:
         """Sources are told apart by their names."""
-        first: dict[str, int] = {}
-        for index, target in enumerate(self.scrape):
-            if first.setdefault(target.name, index) != index:
-                yield ("scrape", index, "name"), f"{target.name!r} is taken by scrape[{first[target.name]}]"
+        yield from taken_names("scrape", written.get("scrape"))

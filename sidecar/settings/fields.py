@@ -69,6 +69,11 @@ class Section(BaseModel):
         yield from ()
 
     @classmethod
+    def misfits_as_written(cls, written: Mapping[str, Any]) -> Iterator[Misfit]:  # noqa: ARG003 - for those who override it
+        """Yield what can be seen before anything is read, so that it shows together with values that are wrong."""
+        yield from ()
+
+    @classmethod
     def explain_stranger(cls, key: str) -> str:
         """Say why a key does not belong here."""
         return f"unknown key{suggestion(key, cls.keys())}"
@@ -87,6 +92,7 @@ class Section(BaseModel):
         accepted = frozenset(cls.keys())
         known = {key: item for key, item in written.items() if key in accepted}
         found: list[Misfit] = [((key,), cls.explain_stranger(key)) for key in written if key not in known]
+        found.extend(cls.misfits_as_written(written))
         try:
             section = handler(known)
         except ValidationError as error:
@@ -154,6 +160,15 @@ def suggestion(word: str, words: Iterable[str]) -> str:
     choices = list(words)
     near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(choices)}"
+
+
+def taken_names(key: str, items: Any) -> Iterator[Misfit]:
+    """Yield a misfit for each mapping in the list `key` that has the name of an earlier one."""
+    first: dict[str, int] = {}
+    for index, item in enumerate(items if isinstance(items, list) else []):
+        name = item.get("name") if isinstance(item, dict) else None
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            yield (key, index, "name"), f"{name!r} is taken by {key}[{first[name]}]"
 
 
 def text(value: Any) -> str:
@@ -365,7 +380,9 @@ def _nothing_is_an_empty_mapping(value: Any) -> Any:
 Labels = Annotated[
     dict[Annotated[str, BeforeValidator(_label_name)], Annotated[str, BeforeValidator(_label_value)]],
     BeforeValidator(_nothing_is_an_empty_mapping),
-    WithJsonSchema({"type": "object", "x-kind": "labels", "additionalProperties": {"type": "string"}}),
+    WithJsonSchema(
+        {"type": "object", "x-kind": "labels", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    ),
 ]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, token

@@ -52,6 +52,7 @@ from sidecar.settings.fields import (
     seconds,
     shown,
     suggestion,
+    taken_names,
     text,
 )
 from sidecar.settings.quantities import format_duration, parse_number
@@ -305,7 +306,8 @@ class ThresholdSection(QueryRuleSection):
         return f"a value {self.operator.symbol} {self.threshold:g}"
 
     def _absolute(self, step: StepSection) -> float:
-        return step.at.value * self.threshold if step.at.is_fraction else step.at.value
+        # 0.75 * -0.15 is -0.11249999999999999: rounded, so that people see, and readings meet, the number they expect.
+        return float(f"{step.at.value * self.threshold:.12g}") if step.at.is_fraction else step.at.value
 
     def condition(self) -> Condition:
         """Steps become absolute values."""
@@ -395,7 +397,7 @@ class ProbeSection(Section):
     """What is tried: one of the two."""
 
     tcp: Address | None = Field(default=None, description="A connection to `host:port`.")
-    http: URL | None = Field(default=None, description="A request that is answered with 2xx or 3xx.")
+    http: URL | None = Field(default=None, description="A request to this URL, which must succeed.")
 
     def misfits(self) -> Iterator[Misfit]:
         """One probe tries one thing."""
@@ -513,7 +515,9 @@ class GroupSection(Section):
     """Rules that are evaluated together."""
 
     name: Text = Field(description="Unique in its file.")
-    interval: Interval | None = shown(None, "rules.interval", "How often; the configuration's `rules.interval`.")
+    interval: Interval | None = shown(
+        None, "5s", "How often they are evaluated; by default as `rules.interval` of the configuration says."
+    )
     rules: tuple[AnyRule, ...] = Field(description="The rules, each with its `type`.")
 
 
@@ -522,9 +526,7 @@ class RuleFile(Section):
 
     groups: tuple[GroupSection, ...] = Field(description="Groups of rules.")
 
-    def misfits(self) -> Iterator[Misfit]:
+    @classmethod
+    def misfits_as_written(cls, written: Mapping[str, Any]) -> Iterator[Misfit]:
         """Groups are told apart by their names."""
-        first: dict[str, int] = {}
-        for index, group in enumerate(self.groups):
-            if first.setdefault(group.name, index) != index:
-                yield ("groups", index, "name"), f"{group.name!r} is taken by groups[{first[group.name]}]"
+        yield from taken_names("groups", written.get("groups"))
