@@ -47,7 +47,7 @@ def test_every_value_knows_its_line() -> None:
 
 
 def test_a_variable_fills_in_text_and_never_structure() -> None:
-    document = read('a: ${X}\nb: "${X}"\nc: ['p-${Y}-q']\n', X="k: v\n- [1, 2] # not\n", Y="${X}")
+    document = read("a: ${X}\nb: \"${X}\"\nc: ['p-${Y}-q']\n", X="k: v\n- [1, 2] # not\n", Y="${X}")
     assert document.data == {"a": "k: v\n- [1, 2] # not\n", "b": "k: v\n- [1, 2] # not\n", "c": ["p-${X}-q"]}
 
 
