@@ -29,11 +29,10 @@ def test_a_good_file_loads(path: Path) -> None:
 def test_a_bad_file_reports_all_its_problems_at_once_with_line_and_key(path: Path) -> None:
     expected = [line[3:] for line in path.read_text().splitlines() if line.startswith("#! ")]
     assert expected, "a bad file says what is wrong with it"
-    kind: type[SettingsProblems | RuleFileProblems]
-    kind = SettingsProblems if path.name.startswith("config_") else RuleFileProblems
-    with pytest.raises(kind) as caught:
+    is_config = path.name.startswith("config_")
+    with pytest.raises(SettingsError if is_config else RuleFileError) as caught:
         load(path)
+    assert isinstance(caught.value, SettingsProblems | RuleFileProblems)
     found = [f"{one.line}: {one.key}: {one.reason}".replace(f"{DATA}/", "") for one in caught.value.problems]
     assert found == expected
     assert str(caught.value).splitlines()[0].startswith(f"{path}:")
-    assert isinstance(caught.value, SettingsError | RuleFileError)
