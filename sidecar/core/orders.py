@@ -6,7 +6,7 @@ otherwise what truly reduces passes, and what would leave |position| beyond fact
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
+from decimal import Context, Decimal, DivisionByZero, Inexact, InvalidOperation, Overflow
 from enum import StrEnum
 
 from sidecar.core.policy import GatePolicy
@@ -14,6 +14,10 @@ from sidecar.core.snapshot import Reason, ReasonCode, Snapshot
 from sidecar.core.states import Mode, Restriction, State
 
 ZERO = Decimal(0)
+
+# Python's default context rounds to 28 digits, and a rounded sum may fall on the wrong side of a limit. This one never
+# rounds: what does not fit 300 digits raises decimal.Inexact, and whoever asked fails closed.
+_EXACT = Context(prec=300, traps=[InvalidOperation, Inexact, Overflow, DivisionByZero])
 
 
 class Intent(StrEnum):
@@ -62,7 +66,8 @@ class Order:
         if self.position is None or self.side is None or self.position == ZERO:
             return False
         opposite = (self.side is Side.SELL) == (self.position > ZERO)
-        return opposite and self.quantity > ZERO and self.quantity + self.open_quantity <= abs(self.position)
+        filled = _EXACT.add(self.quantity, self.open_quantity)
+        return opposite and self.quantity > ZERO and filled <= self.position.copy_abs()
 
     @property
     def largest_reduction(self) -> Decimal:
@@ -70,7 +75,27 @@ class Order:
         if self.position is None or self.side is None:
             return ZERO
         opposite = (self.side is Side.SELL) == (self.position > ZERO)
-        return max(ZERO, abs(self.position) - self.open_quantity) if opposite and self.position != ZERO else ZERO
+        if not opposite or self.position == ZERO:
+            return ZERO
+        return max(ZERO, _EXACT.subtract(self.position.copy_abs(), self.open_quantity))
+
+    @property
+    def flaw(self) -> str | None:
+        """What makes this no order that could be decided on, in words; None where it is one. A cancel needs nothing."""
+        if self.intent is Intent.CANCEL:
+            return None
+        if self.side is None:
+            return "side is missing: give buy or sell"
+        # Written so that a NaN, which compares as false or raises, never counts as a good number.
+        if not (self.quantity.is_finite() and self.quantity > ZERO):
+            return f"quantity {self.quantity} is not a positive number"
+        if not (self.open_quantity.is_finite() and self.open_quantity >= ZERO):
+            return f"open_quantity {self.open_quantity} is not a number from 0 on"
+        if self.position is not None and not self.position.is_finite():
+            return f"position {self.position} is not a finite number"
+        if self.position_limit is not None and not (self.position_limit.is_finite() and self.position_limit >= ZERO):
+            return f"position_limit {self.position_limit} is not a number from 0 on"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,26 +120,82 @@ REDUCING_PASSES = Reason(code=ReasonCode.REDUCING, message="the order truly redu
 
 
 def decide(snapshot: Snapshot, policy: GatePolicy, order: Order) -> Decision:
-    """Decide on one order with its quantities."""
+    """Decide on one order with its quantities.
+
+    Raises decimal.Inexact for numbers that no market has (more than 300 digits between largest and smallest).
+    """
     if order.intent is Intent.CANCEL:
         return CANCEL_PASSES
-    if snapshot.would_be is not None:
-        return _shadowed(decide(snapshot.would_be, policy, order), snapshot)
-    if snapshot.state is State.DISABLED:
-        return Decision(allow=True, reason=snapshot.reason)
-    if snapshot.gate_restriction is Restriction.HALT:
-        return Decision(allow=False, reason=snapshot.reason, max_quantity=ZERO)
-    if snapshot.gate_restriction is Restriction.REDUCE_ONLY:
-        return _decide_reduce_only(snapshot, order)
-    return _decide_limited(snapshot, policy, order)
+    if _only_shadows(snapshot):
+        return _shadowed(_enforce(snapshot.would_be or snapshot, policy, order))
+    return _enforce(snapshot, policy, order)
 
 
 def decide_blind(snapshot: Snapshot, policy: GatePolicy, intent: Intent) -> Decision:
     """Decide on a question that carries no size, as `/gate` asks it."""
     if intent is Intent.CANCEL:
         return CANCEL_PASSES
-    if snapshot.would_be is not None:
-        return _shadowed(decide_blind(snapshot.would_be, policy, intent), snapshot)
+    if _only_shadows(snapshot):
+        return _shadowed(_enforce_blind(snapshot.would_be or snapshot, policy, intent))
+    return _enforce_blind(snapshot, policy, intent)
+
+
+class Tally:
+    """Decides on orders in turn, from one snapshot; each counts the allowed ones before it as working.
+
+    An order without a symbol may be of any: it counts all before it of its side, and all after it count it.
+    """
+
+    def __init__(self, snapshot: Snapshot, policy: GatePolicy) -> None:
+        self._snapshot = snapshot
+        self._policy = policy
+        self._by_symbol: dict[tuple[str, Side | None], Decimal] = {}
+        self._by_side: dict[Side | None, Decimal] = {}
+
+    def decide(self, order: Order) -> Decision:
+        """Decide on the next order."""
+        before = self._working_before(order)
+        if before:
+            order = replace(order, open_quantity=_EXACT.add(order.open_quantity, before))
+        decision = decide(self._snapshot, self._policy, order)
+        if decision.allow and order.intent is not Intent.CANCEL:
+            key = (order.symbol, order.side)
+            self._by_symbol[key] = _EXACT.add(self._by_symbol.get(key, ZERO), order.quantity)
+            self._by_side[order.side] = _EXACT.add(self._by_side.get(order.side, ZERO), order.quantity)
+        return decision
+
+    def _working_before(self, order: Order) -> Decimal:
+        if not order.symbol:
+            return self._by_side.get(order.side, ZERO)
+        same = self._by_symbol.get((order.symbol, order.side), ZERO)
+        unnamed = self._by_symbol.get(("", order.side), ZERO)
+        return _EXACT.add(same, unnamed)
+
+
+def decide_all(snapshot: Snapshot, policy: GatePolicy, orders: Sequence[Order]) -> list[Decision]:
+    """Decide on orders in turn; each counts the allowed ones before it, of its symbol and side, as working."""
+    tally = Tally(snapshot, policy)
+    return [tally.decide(order) for order in orders]
+
+
+def _only_shadows(snapshot: Snapshot) -> bool:
+    # In shadow mode a restriction on the snapshot itself is an operator's own kill, the one thing that blocks there.
+    return snapshot.mode is Mode.SHADOW and snapshot.gate_restriction is Restriction.NONE
+
+
+def _enforce(snapshot: Snapshot, policy: GatePolicy, order: Order) -> Decision:
+    if snapshot.state is State.DISABLED:
+        return Decision(allow=True, reason=snapshot.reason)
+    if snapshot.gate_restriction is Restriction.HALT:
+        return Decision(allow=False, reason=snapshot.reason, max_quantity=ZERO)
+    if order.flaw is not None:
+        return Decision(allow=False, reason=_bad_order(order.flaw))
+    if snapshot.gate_restriction is Restriction.REDUCE_ONLY:
+        return _decide_reduce_only(snapshot, order)
+    return _decide_limited(snapshot, policy, order)
+
+
+def _enforce_blind(snapshot: Snapshot, policy: GatePolicy, intent: Intent) -> Decision:
     if snapshot.state is State.DISABLED:
         return Decision(allow=True, reason=snapshot.reason)
     if snapshot.gate_restriction is Restriction.HALT:
@@ -130,23 +211,10 @@ def decide_blind(snapshot: Snapshot, policy: GatePolicy, intent: Intent) -> Deci
 def _blind_objection(snapshot: Snapshot, policy: GatePolicy) -> Reason | None:
     if snapshot.gate_restriction is Restriction.REDUCE_ONLY:
         return snapshot.reason
-    if snapshot.gate_factor < 1.0 and not policy.blind_orders:
-        return _blind(snapshot)
-    return None
-
-
-def decide_all(snapshot: Snapshot, policy: GatePolicy, orders: Sequence[Order]) -> list[Decision]:
-    """Decide on orders in turn; each counts the allowed ones before it, of its symbol and side, as working."""
-    working: dict[tuple[str, Side | None], Decimal] = {}
-    decisions = []
-    for order in orders:
-        key = (order.symbol, order.side)
-        before = working.get(key, ZERO)
-        decision = decide(snapshot, policy, replace(order, open_quantity=order.open_quantity + before))
-        if decision.allow:
-            working[key] = before + order.quantity
-        decisions.append(decision)
-    return decisions
+    # A factor of 0 leaves no size that could pass unseen, whatever the policy says of the factors between.
+    if snapshot.gate_factor >= 1.0 or (snapshot.gate_factor > 0.0 and policy.blind_orders):
+        return None
+    return _blind(snapshot)
 
 
 def _decide_reduce_only(snapshot: Snapshot, order: Order) -> Decision:
@@ -160,16 +228,17 @@ def _decide_limited(snapshot: Snapshot, policy: GatePolicy, order: Order) -> Dec
     if own_limit is None:
         reason = REDUCING_PASSES if order.truly_reduces else _active(snapshot)
         return Decision(allow=True, reason=reason)
-    limit = own_limit * Decimal(repr(snapshot.gate_factor))
-    if order.position is None or order.side is None:
+    limit = _EXACT.multiply(own_limit, Decimal(repr(snapshot.gate_factor)))
+    if order.position is None:
         return Decision(allow=False, reason=_position_missing(own_limit), max_quantity=ZERO, limit=limit)
-    room = limit - order.position if order.side is Side.BUY else limit + order.position
-    most = max(ZERO, room - order.open_quantity, order.largest_reduction)
+    toward = _EXACT.subtract if order.side is Side.BUY else _EXACT.add
+    room = _EXACT.subtract(toward(limit, order.position), order.open_quantity)
+    most = max(ZERO, room, order.largest_reduction)
     if order.truly_reduces:
         return Decision(allow=True, reason=REDUCING_PASSES, max_quantity=most, limit=limit)
     # The position after filling this order and all working ones of its side: each partial fill on the way there lies
     # between today's position and that one, so the two ends bound everything in between.
-    allow = order.quantity + order.open_quantity <= room
+    allow = order.quantity <= room
     reason = _active(snapshot) if allow else _over_limit(snapshot, own_limit, limit, most)
     return Decision(allow=allow, reason=reason, max_quantity=most, limit=limit)
 
@@ -187,7 +256,15 @@ def applicable_limit(limits: Mapping[str, Decimal], order: Order) -> Decimal | N
     return configured if order.position_limit is None else min(configured, order.position_limit)
 
 
-def _shadowed(decision: Decision, snapshot: Snapshot) -> Decision:
+def plain(number: Decimal) -> str:
+    """Write a finite number with all its digits and nothing else: no exponent, no trailing zeros, no minus zero."""
+    text = format(number, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _shadowed(decision: Decision) -> Decision:
     if decision.allow:
         return decision
     reason = Reason(
@@ -199,7 +276,7 @@ def _shadowed(decision: Decision, snapshot: Snapshot) -> Decision:
         since=decision.reason.since,
         release="nothing is blocked in shadow mode but by an operator's own kill",
     )
-    return Decision(allow=snapshot.mode is Mode.SHADOW, reason=reason, max_quantity=decision.max_quantity)
+    return Decision(allow=True, reason=reason, max_quantity=decision.max_quantity, limit=decision.limit)
 
 
 def _active(snapshot: Snapshot) -> Reason:
@@ -225,10 +302,14 @@ def _blind(snapshot: Snapshot) -> Reason:
     )
 
 
+def _bad_order(flaw: str) -> Reason:
+    return Reason(code=ReasonCode.BAD_ORDER, message=flaw, release="the caller, by sending a well-formed order")
+
+
 def _position_missing(limit: Decimal) -> Reason:
     return Reason(
         code=ReasonCode.BAD_ORDER,
-        message=f"a position limit of {limit} applies; give the present position (signed) and the side with the order",
+        message=f"a position limit of {plain(limit)} applies; give the present position (signed) with the order",
         limit=float(limit),
         release="the caller, by sending position",
     )
@@ -237,7 +318,8 @@ def _position_missing(limit: Decimal) -> Reason:
 def _over_limit(snapshot: Snapshot, own_limit: Decimal, limit: Decimal, most: Decimal) -> Reason:
     return Reason(
         code=ReasonCode.OVER_LIMIT,
-        message=f"|position| would exceed {limit} ({snapshot.gate_factor:g} of {own_limit}); at most {most} would pass",
+        message=f"|position| would exceed {plain(limit)} ({snapshot.gate_factor:g} of {plain(own_limit)}); "
+        f"at most {plain(most)} would pass",
         limit=float(limit),
         since=snapshot.reason.since if snapshot.gate_factor < 1.0 else None,
         release="a smaller order" if snapshot.gate_factor >= 1.0 else snapshot.reason.release,
