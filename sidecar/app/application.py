@@ -6,10 +6,10 @@ denying with a reason, and the process up so that somebody can read that reason.
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,12 @@ from sidecar.core.compose import Overlay
 from sidecar.core.document import lockouts_document, state_document
 from sidecar.core.errors import RuleFileError, SettingsError, StorageError
 from sidecar.core.snapshot import Snapshot
-from sidecar.core.states import Instant, Mode, State
+from sidecar.core.states import Instant, Mode
 from sidecar.core.switch import Switch
 from sidecar.core.transitions import Policies, SwitchState
 from sidecar.rules.document import trigger_document
 from sidecar.rules.model import Operator, RuleSet
+from sidecar.rules.triggers import Trigger
 from sidecar.settings.config import Settings
 from sidecar.settings.rule_files import load_rules
 
@@ -131,6 +132,8 @@ class Application:
         self.keeper.observers.snapshot.append(self._show)
         self.evaluator.on_evaluation.append(lambda _, took: self.instruments.observe_evaluation(took))
         self.evaluator.on_kill.append(self.instruments.observe_breach_to_block)
+        self.config_loosened = 0
+        self._stored_triggers: dict[str, Trigger] = {}
         self._thread = StorageThread()
         self._stopping = asyncio.Event()
 
@@ -308,7 +311,9 @@ class Application:
         self.refresh()
 
     def _last_audited(self) -> list[dict[str, Any]]:
-        events = audit_log.read(Path(self.settings.storage.dir) / "audit", since=None, until=None, types=None, limit=200)
+        events = audit_log.read(
+            Path(self.settings.storage.dir) / "audit", since=None, until=None, types=None, limit=200
+        )
         return [event for event in events if event.get("to") is not None]
 
     def _audit_restore(self, start: Start, memory: DiskMemory) -> None:
@@ -391,7 +396,18 @@ class Application:
             self.evaluator.start()
         self.refresh()
 
-    _stored_triggers: Mapping[str, Any] = {}
+    def take_settings(self, settings: Settings) -> None:
+        """Show these settings as the ones in force, but for what only a restart can change."""
+        self.settings = replace(
+            settings,
+            switch=replace(settings.switch, mode=self.settings.switch.mode, name=self.settings.switch.name),
+            gate=replace(self.settings.gate, policy=settings.gate.policy),
+            operations=self.settings.operations,
+            control=self.settings.control,
+            storage=self.settings.storage,
+            prometheus=self.settings.prometheus,
+            scrape=self.settings.scrape,
+        )
 
     # Readiness, staleness, heartbeat
 
@@ -521,6 +537,3 @@ def _outcome(task: "asyncio.Task[Any]") -> str:
 
 def _text(address: tuple[str, int] | None) -> str:
     return "" if address is None else f"{address[0]}:{address[1]}"
-
-
-__all__ = ["AnotherSidecar", "Application", "os"]

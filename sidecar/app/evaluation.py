@@ -37,7 +37,7 @@ log = logging.getLogger("sidecar.evaluation")
 class Sources(Protocol):
     """Where answers come from."""
 
-    def ask(self, rules: Sequence[Rule], receive: Callable[[Rule, Answer | Failure], None]) -> "asyncio.Future[None]":
+    async def ask(self, rules: Sequence[Rule], receive: Callable[[Rule, Answer | Failure], None]) -> None:
         """Ask for all rules at once; `receive` gets each answer as it arrives. Done when all have."""
 
     @property

@@ -94,8 +94,8 @@ class DiskMemory:
         self._append(events)
         return failure
 
-    def _append(self, events: Sequence[AuditEvent]) -> None:
-        if not events and self._audit.pending == 0:
+    def _append(self, events: Sequence[AuditEvent], *, housekeeping: bool = False) -> None:
+        if not events and self._audit.pending == 0 and not housekeeping:
             return
         try:
             lines = self._audit.append(events, _now())
@@ -108,6 +108,10 @@ class DiskMemory:
         for line in lines:
             trail.info(line)
 
+    async def flush(self) -> None:
+        """Write what waits, and let rotation and retention do their work."""
+        await self._thread.submit(lambda: self._append((), housekeeping=True))
+
     async def call(self, work: Callable[[], Any]) -> Any:
         """Run something else in the storage thread, in its turn."""
         return await self._thread.submit(work)
@@ -116,6 +120,7 @@ class DiskMemory:
         """Give the folder back after everything queued is written."""
 
         def work() -> None:
+            self._append((), housekeeping=True)
             self._audit.close()
             self._folder.close()
 

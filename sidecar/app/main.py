@@ -1,0 +1,75 @@
+"""Starts and stops the sidecar as a process: reads the configuration, handles signals, turns outcomes into exit codes."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Mapping
+
+import uvloop
+
+from sidecar.adapters.probes import ConnectivityProbes
+from sidecar.adapters.process import Watchdog
+from sidecar.app.application import AnotherSidecar, Application
+from sidecar.app.clock import SystemClock
+from sidecar.app.logs import Logs
+from sidecar.core.errors import KillswitchError, RuleFileError, SettingsError
+from sidecar.settings.config import Settings, load_settings
+
+log = logging.getLogger("sidecar.main")
+
+
+def serve(config_path: str | None, environ: Mapping[str, str]) -> int:
+    """Run the sidecar until SIGTERM or SIGINT; return the exit code: 0 after an orderly stop, 1 on a failure to start."""
+    try:
+        settings = load_settings(config_path, environ)
+    except SettingsError as error:
+        print(f"killswitch: the configuration cannot be used:\n{error}", file=sys.stderr)  # noqa: T201 - no logs yet
+        return 1
+    logs = Logs(level=settings.logging.level, form=settings.logging.format)
+    try:
+        return uvloop.run(_serve(settings, environ))
+    finally:
+        logs.stop()
+
+
+async def _serve(settings: Settings, environ: Mapping[str, str]) -> int:
+    watchdog, connectivity = Watchdog(), ConnectivityProbes()
+    try:
+        app = Application(
+            settings=settings,
+            environ=environ,
+            clock=SystemClock(),
+            probes={"watchdog": watchdog.probe, "connectivity": connectivity.probe},
+        )
+        _handle_signals(app)
+        await app.run()
+    except (AnotherSidecar, KillswitchError) as error:
+        log.critical("sidecar.cannot_start", extra={"fields": {"error": str(error)}})
+        return 1
+    except OSError as error:
+        log.critical("sidecar.cannot_listen", extra={"fields": {"error": str(error)}})
+        return 1
+    finally:
+        await connectivity.close()
+    return 0
+
+
+def _handle_signals(app: Application) -> None:
+    loop = asyncio.get_running_loop()
+    background: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        try:
+            await app.reloader.reload(by="SIGHUP")
+        except (SettingsError, RuleFileError):
+            log.debug("config.reload_refused")  # logged with its reasons where it was raised
+
+    def on_hangup() -> None:
+        task = asyncio.create_task(reload(), name="reload on SIGHUP")
+        background.add(task)
+        task.add_done_callback(background.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, app.stop)
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)

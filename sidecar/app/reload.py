@@ -1,0 +1,157 @@
+"""Takes over changed configuration and rule files while running; a bad file changes nothing and is said loudly.
+
+Listeners, storage and mode hold for the life of the process. What loosens is audited as such.
+"""
+
+import asyncio
+import hashlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidecar.app.audit_trail import audit_event
+from sidecar.app.clock import stamp
+from sidecar.app.loosening import loosened_rules, loosened_settings
+from sidecar.core.errors import RuleFileError, SettingsError
+from sidecar.core.states import Stage, State
+from sidecar.core.transitions import Policies
+from sidecar.rules.model import RuleSet
+from sidecar.settings.config import Settings, load_settings
+from sidecar.settings.rule_files import load_rules, rule_paths
+
+if TYPE_CHECKING:
+    from sidecar.app.application import Application
+
+log = logging.getLogger("sidecar.reload")
+
+POLL_SECONDS = 5.0
+FILE_LIMIT = 1024 * 1024
+
+
+class Reloader:
+    """Reloads one application: on demand, and when the content of its files changes."""
+
+    def __init__(self, app: "Application") -> None:
+        self.successful = True
+        self.loaded = app.started.wall
+        self.error: str | None = None
+        self.waiting: str | None = None
+        self._app = app
+        self._pending: Settings | None = None
+        self._seen: str | None = None
+        self._reloading = asyncio.Lock()
+
+    def document(self) -> dict[str, Any]:
+        """The `config` part of the status."""
+        return {
+            "path": self._app.settings.path,
+            "hash": self.hash,
+            "last_reload_successful": self.successful,
+            "last_reload": stamp(self.loaded),
+            "error": self.error,
+        }
+
+    @property
+    def hash(self) -> str:
+        """Hash of configuration and rules in force."""
+        both = f"{self._app.settings.content_hash}\n{self._app.evaluator.rules.content_hash}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+    def failed(self, error: str) -> None:
+        """Record that the files cannot be used."""
+        self.successful = False
+        self.error = error
+
+    async def watch(self) -> None:
+        """Look at the files' content every few seconds, for ever; reload where it has changed."""
+        self._seen = await asyncio.to_thread(self._fingerprint)
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            self._apply_pending()
+            await self._refresh_approvers()
+            found = await asyncio.to_thread(self._fingerprint)
+            if found != self._seen:
+                try:
+                    await self.reload(by="file change")
+                except (SettingsError, RuleFileError):
+                    continue  # recorded and logged where it was raised
+
+    async def reload(self, *, by: str) -> None:
+        """Read everything again and take it over.
+
+        Raises:
+            SettingsError, RuleFileError: it cannot be used; what was in force stays in force.
+        """
+        async with self._reloading:
+            self._seen = await asyncio.to_thread(self._fingerprint)
+            try:
+                settings, rules = await asyncio.to_thread(self._read)
+            except (SettingsError, RuleFileError) as error:
+                self.failed(str(error))
+                log.error("config.reload_failed", extra={"fields": {"error": str(error)}})  # noqa: TRY400
+                self._audit("config.reload_failed", by, reason=str(error))
+                raise
+            self._take(settings, rules, by)
+
+    def _read(self) -> tuple[Settings, RuleSet]:
+        settings = load_settings(self._app.settings.path, self._app.environ)
+        rules = load_rules(settings.rules.files, settings.rules.interval, self._app.environ, settings.scrape_names)
+        return settings, rules
+
+    def _take(self, settings: Settings, rules: RuleSet, by: str) -> None:
+        app = self._app
+        changes = {
+            **loosened_settings(app.settings, settings),
+            **loosened_rules(app.evaluator.rules, rules),
+        }
+        app.rules_error = None
+        app.take_rules(rules)
+        self._pending = settings
+        self._apply_pending()
+        self.successful, self.error, self.loaded = True, None, app.clock.now().wall
+        self._audit("config.reloaded", by, hash=self.hash)
+        log.info("config.reloaded", extra={"fields": {"by": by, "hash": self.hash}})
+        if changes:
+            app.config_loosened += 1
+            self._audit("config.loosened", by, reason="; ".join(changes), changes=changes)
+            log.warning("config.loosened", extra={"fields": {"changes": changes}})
+
+    def _apply_pending(self) -> None:
+        settings, app = self._pending, self._app
+        if settings is None:
+            return
+        if app.switch.state.state is not State.ACTIVE or app.switch.state.stage is not Stage.NONE:
+            self.waiting = "changes to recovery, killed_policy and approvers wait until the switch is ACTIVE again"
+            return
+        self._pending, self.waiting = None, None
+        app.switch.policies = Policies(recovery=settings.recovery.policy, gate=settings.gate.policy)
+        app.recoveries.health = app.build_health(settings)
+        app.keeper.publish()
+        # What cannot change while running stays as it was started, so that the status never shows what is not in force.
+        app.take_settings(settings)
+
+    async def _refresh_approvers(self) -> None:
+        app = self._app
+        approvers = app.recoveries.approvers
+        if approvers is None or app.switch.state.state is not State.ACTIVE or not approvers.changed():
+            return
+        try:
+            await asyncio.to_thread(approvers.refresh)
+            app.approvers_error = None
+            self._audit("approvers.reloaded", "file change", names=list(approvers.names))
+        except SettingsError as error:
+            app.approvers_error = str(error)
+
+    def _audit(self, kind: str, by: str, *, reason: str | None = None, **data: object) -> None:
+        self._app.keeper.audit(audit_event(kind, self._app.clock.now(), by=by, reason=reason, **data))
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path in [self._app.settings.path, *rule_paths(self._app.settings.rules.files)]:
+            digest.update(str(path).encode() + b"\0")
+            try:
+                with Path(path).open("rb") as file:
+                    digest.update(file.read(FILE_LIMIT))
+            except OSError as error:
+                digest.update(repr(error.errno).encode())
+        return digest.hexdigest()
