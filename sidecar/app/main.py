@@ -1,4 +1,4 @@
-"""Starts and stops the sidecar as a process: reads the configuration, handles signals, turns outcomes into exit codes."""
+"""Starts and stops the sidecar as a process: configuration, signals, and exit codes."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger("sidecar.main")
 
 
 def serve(config_path: str | None, environ: Mapping[str, str]) -> int:
-    """Run the sidecar until SIGTERM or SIGINT; return the exit code: 0 after an orderly stop, 1 on a failure to start."""
+    """Run the sidecar until SIGTERM or SIGINT; return 0 after an orderly stop, 1 where it could not start."""
     try:
         settings = load_settings(config_path, environ)
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""Finds the run folders: where the configuration says, or under `$XDG_RUNTIME_DIR` where the defaults cannot be made."""
+"""Finds the run folders: as configured, or under `$XDG_RUNTIME_DIR` where the default ones cannot be made."""
 
 import os
 from collections.abc import Mapping
