@@ -363,6 +363,26 @@ async def test_a_slow_query_fails_alone_in_time_and_goes_alone_from_then_on():
         assert list(source._alone) == ["slow"]
 
 
+async def test_answers_are_handed_on_as_they_arrive_and_each_only_once():
+    fake = FakePrometheus()
+    fake.delays = {"slow": 5.0}
+    seen: list[tuple[str, float, bool]] = []
+    async with serving(fake) as url, asking(url, timeout=0.6) as source:
+        for deadline in (0.45, 0.2):
+            seen.clear()
+            began = time.monotonic()
+
+            def arrived(key: str, outcome: Answer | Failure, began: float = began) -> None:
+                seen.append((key, time.monotonic() - began, isinstance(outcome, Failure) and outcome.unreachable))
+
+            outcomes = await source.query(ask("x[5m]", "a", "slow", "b"), arrived)
+            assert list(outcomes) == ["x[5m]", "a", "slow", "b"]
+            assert sorted(key for key, _, _ in seen) == ["a", "b", "slow", "x[5m]"]
+            assert all(after < deadline for key, after, _ in seen if key != "slow")
+            assert seen[-1][0] == "slow"
+            assert not any(unreachable for _, _, unreachable in seen)
+
+
 async def test_a_chunk_that_is_late_but_whole_blames_nobody():
     fake = FakePrometheus()
     fake.delays = {"a": 0.7, "b": 0.7}

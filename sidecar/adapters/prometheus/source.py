@@ -7,7 +7,7 @@ one by one, so that a broken or slow query costs only itself; from then on it is
 import asyncio
 import functools
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -41,15 +41,40 @@ Outcome = Answer | Failure
 Outcomes = dict[str, Outcome]
 
 
+Arrived = Callable[[str, Outcome], None]
+
+
 @dataclass(kw_only=True, slots=True)
 class _Round:
-    """One call of `query()`: when it must end, and what it learns."""
+    """One call of `query()`: when it must end, what arrived, and what it learns."""
 
     deadline: float
     half_time: float
+    arrived: Arrived | None
     answered: bool = False
+    results: Outcomes = field(default_factory=dict)
     asked_alone: dict[str, Outcome] = field(default_factory=dict)
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SINGLES_AT_ONCE))
+
+    def take(self, outcomes: Outcomes) -> None:
+        """Keep the first outcome of each key and hand it on; whom a timeout blames is known only at the end."""
+        for key, outcome in outcomes.items():
+            if key in self.results:
+                continue
+            self.results[key] = outcome
+            if not _is_unreachable_timeout(outcome):
+                self._hand_on(key)
+
+    def finish(self) -> None:
+        """Blame the timeouts, and hand them on."""
+        for key, outcome in self.results.items():
+            if _is_unreachable_timeout(outcome):
+                self.results[key] = _blame(outcome, self)
+                self._hand_on(key)
+
+    def _hand_on(self, key: str) -> None:
+        if self.arrived is not None:
+            self.arrived(key, self.results[key])
 
 
 class PrometheusSource:
@@ -81,28 +106,28 @@ class PrometheusSource:
         self._diffuse_until = float("-inf")
         self.up = False
 
-    async def query(self, queries: Sequence[Query]) -> Outcomes:
+    async def query(self, queries: Sequence[Query], arrived: Arrived | None = None) -> Outcomes:
         """Ask all queries now; keys are unique among them.
+
+        Args:
+            queries: what to ask.
+            arrived: called once for each key as soon as its outcome is there, so that a slow query delays no other;
+                must not block.
 
         Returns:
             One outcome for each key, in the order of the queries. A fault of a source is a `Failure`, never an
             exception; cancellation passes.
         """
-        results: Outcomes = {query.key: _wrong_type(query) for query in queries if not _is_askable(query)}
-        askable = [query for query in queries if _is_askable(query)]
-        if not askable:
-            return results
         now = _loop_time()
-        round_ = _Round(deadline=now + self._timeout, half_time=now + self._timeout / 2)
-        suspects = [query for query in askable if query.text in self._alone]
-        others = [query for query in askable if query.text not in self._alone]
-        chunks = [self._ask_chunk(chunk, round_) for chunk in _chunks(others)]
-        async with _started(*chunks, *(self._ask_alone(query, round_) for query in suspects)) as tasks:
-            for outcomes in await asyncio.gather(*tasks):
-                results.update(outcomes)
-        self.up = round_.answered
-        self._learn(round_)
-        return {query.key: _blame(results[query.key], round_) for query in queries}
+        round_ = _Round(deadline=now + self._timeout, half_time=now + self._timeout / 2, arrived=arrived)
+        round_.take({query.key: _wrong_type(query) for query in queries if not _is_askable(query)})
+        askable = [query for query in queries if _is_askable(query)]
+        if askable:
+            await self._ask_all(askable, round_)
+            self.up = round_.answered
+            round_.finish()
+            self._learn(round_)
+        return {query.key: round_.results[query.key] for query in queries}
 
     async def close(self) -> None:
         """Close the connections; the next query would open new ones."""
@@ -110,58 +135,67 @@ class PrometheusSource:
             session, self._session = self._session, None
             await session.close()
 
-    async def _ask_chunk(self, chunk: Sequence[Query], round_: _Round) -> Outcomes:
+    async def _ask_all(self, queries: Sequence[Query], round_: _Round) -> None:
+        suspects = [query for query in queries if query.text in self._alone]
+        others = [query for query in queries if query.text not in self._alone]
+        chunks = [self._ask_chunk(chunk, round_) for chunk in _chunks(others)]
+        async with _started(*chunks, *(self._ask_alone(query, round_) for query in suspects)) as tasks:
+            await asyncio.gather(*tasks)
+
+    async def _ask_chunk(self, chunk: Sequence[Query], round_: _Round) -> None:
         if len(chunk) == 1:
-            return await self._ask_alone(chunk[0], round_)
+            await self._ask_alone(chunk[0], round_)
+            return
         async with _started(self._ask(chunk, round_)) as (batch,):
             await asyncio.wait({batch}, timeout=max(round_.half_time - _loop_time(), 0.0))
             if batch.done() and not self._calls_for_singles(batch.result()):
-                return batch.result()
-            return await self._ask_one_by_one(chunk, batch, round_)
+                round_.take(batch.result())
+            else:
+                await self._ask_one_by_one(chunk, batch, round_)
 
     def _calls_for_singles(self, outcomes: Outcomes) -> bool:
         if any(isinstance(outcome, Answer) and outcome.warnings for outcome in outcomes.values()):
             return _loop_time() >= self._diffuse_until
         return _has_failed_by_query(outcomes)
 
-    async def _ask_one_by_one(self, chunk: Sequence[Query], batch: asyncio.Task[Outcomes], round_: _Round) -> Outcomes:
+    async def _ask_one_by_one(self, chunk: Sequence[Query], batch: asyncio.Task[Outcomes], round_: _Round) -> None:
         late = not batch.done()
-        results: Outcomes = {}
         async with _started(*(self._ask_alone(query, round_) for query in chunk)) as singles:
-            waiting = {*singles, batch} if late else set(singles)
+            waiting: set[asyncio.Task[Any]] = {*singles, batch} if late else set(singles)
             while not waiting.isdisjoint(singles):
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if late and batch in done and _is_whole(batch.result()):
-                    return batch.result()  # slow, but there: no need to wait for the singles
-                for task in done - {batch}:
-                    results.update(task.result())
-        self._search_culprit(chunk, results, round_, failed=not late and _has_failed_by_query(batch.result()))
-        return results
+                    round_.take(batch.result())  # slow, but there: no need to wait for the singles
+                    return
+            await asyncio.gather(*singles)
+        self._search_culprit(chunk, round_, failed=not late and _has_failed_by_query(batch.result()))
 
-    def _search_culprit(self, chunk: Sequence[Query], results: Outcomes, round_: _Round, *, failed: bool) -> None:
-        warned = [query for query in chunk if _has_warnings(results[query.key])]
+    def _search_culprit(self, chunk: Sequence[Query], round_: _Round, *, failed: bool) -> None:
+        results = [round_.results[query.key] for query in chunk]
+        warned = [query for query, outcome in zip(chunk, results, strict=True) if _has_warnings(outcome)]
         if len(warned) > len(chunk) // 2:
             self._diffuse_until = _loop_time() + DIFFUSE_WARNINGS_SECONDS
             for query in warned:
                 round_.asked_alone.pop(query.text, None)
-        elif failed and all(_is_good(outcome) for outcome in results.values()):
+        elif failed and all(_is_good(outcome) for outcome in results):
             # Each is fine and all together are not (a proxy's limit, say): without this, every round would be two.
             for query in chunk:
                 self._suspect(query.text)
 
-    async def _ask_alone(self, query: Query, round_: _Round) -> Outcomes:
+    async def _ask_alone(self, query: Query, round_: _Round) -> None:
         try:
             async with asyncio.timeout_at(round_.deadline):
                 await round_.turns.acquire()
         except TimeoutError:
             text = f"no turn within {self._timeout:g} s: {SINGLES_AT_ONCE} other queries took all the time"
-            return {query.key: Failure(reason="timeout", message=text, unreachable=True)}
+            round_.take({query.key: Failure(reason="timeout", message=text, unreachable=True)})
+            return
         try:
             outcomes = await self._ask([query], round_)
         finally:
             round_.turns.release()
         round_.asked_alone[query.text] = outcomes[query.key]
-        return outcomes
+        round_.take(outcomes)
 
     async def _ask(self, queries: Sequence[Query], round_: _Round) -> Outcomes:
         outcome = await self._first_healthy(compose(queries), round_)
@@ -275,9 +309,13 @@ def _is_whole(outcomes: Outcomes) -> bool:
     return any(_is_good(outcome) for outcome in outcomes.values())
 
 
+def _is_unreachable_timeout(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failure) and outcome.reason == "timeout" and outcome.unreachable
+
+
 def _blame(outcome: Outcome, round_: _Round) -> Outcome:
     # A server that answers others within the same call is not unreachable: this query is too slow for it.
-    if isinstance(outcome, Failure) and outcome.reason == "timeout" and outcome.unreachable and round_.answered:
+    if isinstance(outcome, Failure) and _is_unreachable_timeout(outcome) and round_.answered:
         return replace(outcome, unreachable=False)
     return outcome
 
