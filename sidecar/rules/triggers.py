@@ -74,7 +74,9 @@ class Blindness:
     Attributes:
         since: running seconds of the first bad reading after the last fresh one.
         since_wall: Unix seconds of the same moment.
-        answering_since: running seconds since when the source answers, but nothing usable; None while it does not.
+        answering_since: running seconds since when the source answers, but nothing usable, moved on by all the time in
+            which it was unreachable; None if it has not answered at all.
+        unreachable_since: running seconds since when it does not answer; None while it does.
         unreachable_seen: whether the source was unreachable at any time of this blindness.
         message: what the last bad reading was.
     """
@@ -82,8 +84,15 @@ class Blindness:
     since: float
     since_wall: float
     answering_since: float | None
+    unreachable_since: float | None
     unreachable_seen: bool
     message: str
+
+    def answered_for(self, now: Instant) -> float:
+        """Seconds that the source has answered with nothing usable; it only grows, until a fresh reading."""
+        if self.answering_since is None:
+            return 0.0
+        return (now.mono if self.unreachable_since is None else self.unreachable_since) - self.answering_since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -326,10 +335,6 @@ def _advance(level: Level, breached: bool, cleared: bool, rule: Rule, now: Insta
 
 
 def _blinded(blind: _Blind, rule: Rule, previous: Trigger, now: Instant) -> Trigger:
-    before = previous.blindness
-    answering_since = None
-    if not blind.unreachable:
-        answering_since = now.mono if before is None or before.answering_since is None else before.answering_since
     return replace(
         previous,
         health=blind.health,
@@ -340,17 +345,31 @@ def _blinded(blind: _Blind, rule: Rule, previous: Trigger, now: Instant) -> Trig
         )
         or previous.steps,
         value=previous.value if blind.value is None else blind.value,
-        blindness=Blindness(
-            since=before.since if before else now.mono,
-            since_wall=before.since_wall if before else now.wall,
-            answering_since=answering_since,
-            unreachable_seen=blind.unreachable or (before is not None and before.unreachable_seen),
-            message=blind.message,
-        ),
+        blindness=_still_blind(previous.blindness, blind, now),
         failures=blind.failures,
         evaluated=now.wall,
         message=blind.message,
     )
+
+
+def _still_blind(before: Blindness | None, blind: _Blind, now: Instant) -> Blindness:
+    if before is None:
+        return Blindness(
+            since=now.mono,
+            since_wall=now.wall,
+            answering_since=None if blind.unreachable else now.mono,
+            unreachable_since=now.mono if blind.unreachable else None,
+            unreachable_seen=blind.unreachable,
+            message=blind.message,
+        )
+    if blind.unreachable:
+        since = now.mono if before.unreachable_since is None else before.unreachable_since
+        return replace(before, unreachable_since=since, unreachable_seen=True, message=blind.message)
+    # Unreachability stops the clock of what follows from useless answers but does not set it back: a source that comes
+    # and goes must not put that off for ever, nor one that goes away lift it.
+    away = 0.0 if before.unreachable_since is None else now.mono - before.unreachable_since
+    answering_since = now.mono if before.answering_since is None else before.answering_since + away
+    return replace(before, answering_since=answering_since, unreachable_since=None, message=blind.message)
 
 
 def _tighten(level: Level, breached: bool, rule: Rule, now: Instant) -> Level:  # noqa: FBT001
@@ -389,7 +408,7 @@ def _blind_demands(rule: Rule, trigger: Trigger, now: Instant) -> Iterator[Deman
     policy = rule.on_no_data
     if blindness.unreachable_seen and now.mono - blindness.since >= policy.hold_for:
         yield _no_data(rule, policy.unreachable, blindness)
-    if blindness.answering_since is not None and now.mono - blindness.answering_since >= policy.hold_for:
+    if blindness.answering_since is not None and blindness.answered_for(now) >= policy.hold_for:
         yield _no_data(rule, policy.then, blindness)
 
 
