@@ -19,11 +19,14 @@ class Overlay:
     """What keeps the gate shut although the switch itself may be fine; each text says why, None where it does not hold.
 
     Attributes:
-        not_ready: state is not restored, no rules are loaded, or a rule has not had its first reading.
+        unrestored: what was in force before is not known yet; the one text that holds in shadow mode too, for that may
+            have been an operator's own kill.
+        not_ready: no rules are loaded, or a rule has not had its first reading.
         stale: evaluation has stopped.
         internal_error: a part of the sidecar has failed.
     """
 
+    unrestored: str | None = None
     not_ready: str | None = None
     stale: str | None = None
     internal_error: str | None = None
@@ -40,17 +43,18 @@ class Weight:
 
 def compose(name: str, mode: Mode, state: SwitchState, demands: Sequence[Demand], overlay: Overlay) -> Snapshot:
     """Compose the snapshot of a switch."""
-    own = [*_of_state(state), *(_of_demand(demand) for demand in demands if demand.action > Action.WARN)]
+    own = [*_of_state(state), *(_of_demand(demand, state) for demand in demands if _weighs(demand, state))]
     gate = worst([*own, *_of_overlay(overlay)])
     truth = worst(own)
     if state.state is State.DISABLED:
         truth = gate = _disabled()
     enforced = _snapshot(name, mode, state, truth, gate)
-    if mode is not Mode.SHADOW or gate.reason.code is ReasonCode.ACTIVE:
+    if mode is not Mode.SHADOW or state.state is State.DISABLED or overlay.unrestored is not None:
         return enforced
     if any(cause.code is CauseCode.OPERATOR for cause in state.causes):
         return enforced
-    open_gate = Weight(restriction=Restriction.NONE, factor=1.0, reason=_shadow(gate.reason))
+    # Also where nothing restricts at the moment: position limits are part of what shadow mode only watches.
+    open_gate = Weight(restriction=Restriction.NONE, factor=1.0, reason=_shadow(gate))
     return _snapshot(name, mode, state, truth, open_gate, would_be=enforced)
 
 
@@ -89,7 +93,8 @@ def _snapshot(
 def _of_state(state: SwitchState) -> Iterator[Weight]:
     if state.state in (State.KILLED, State.RECOVERING):
         reason = _killed(state) if state.state is State.KILLED else _recovering(state)
-        yield Weight(restriction=state.kill_restriction, factor=0.0, reason=reason)
+        # NONE cannot come from a kill; whatever stored it, a kill that restricts nothing is not to be believed.
+        yield Weight(restriction=state.kill_restriction or Restriction.HALT, factor=0.0, reason=reason)
     elif state.factor < 1.0:
         yield Weight(restriction=Restriction.NONE, factor=state.factor, reason=_restarting(state))
 
@@ -139,10 +144,17 @@ _DEMAND_CODES = {
 }
 
 
-def _of_demand(demand: Demand) -> Weight:
+def _weighs(demand: Demand, state: SwitchState) -> bool:
+    if demand.action is Action.KILL:
+        # The kill it asked for weighs as the policy says. Counted again here, it would be a halt that traps exits.
+        return state.state not in (State.KILLED, State.RECOVERING)
+    return demand.action > Action.WARN
+
+
+def _of_demand(demand: Demand, state: SwitchState) -> Weight:
     return Weight(
         restriction=demand.action.restriction,
-        factor=demand.factor if demand.action is Action.THROTTLE and demand.factor is not None else 1.0,
+        factor=(demand.factor or 0.0) if demand.action is Action.THROTTLE else 1.0,
         reason=Reason(
             code=_DEMAND_CODES[demand.action],
             message=demand.message,
@@ -150,14 +162,23 @@ def _of_demand(demand: Demand) -> Weight:
             value=demand.value,
             limit=demand.limit,
             since=demand.since,
-            release=f"lifts by itself when rule {demand.trigger} clears",
+            release=_release_of(demand, state),
         ),
     )
+
+
+def _release_of(demand: Demand, state: SwitchState) -> str:
+    if demand in state.held:
+        return f"rule {demand.trigger} was removed while it restricted trading; the next approved recovery lifts it"
+    if demand.action is Action.KILL:
+        return RELEASE_BY_RECOVERY
+    return f"lifts by itself when rule {demand.trigger} clears"
 
 
 def _of_overlay(overlay: Overlay) -> Iterator[Weight]:
     for code, text in (
         (ReasonCode.INTERNAL_ERROR, overlay.internal_error),
+        (ReasonCode.NOT_READY, overlay.unrestored),
         (ReasonCode.NOT_READY, overlay.not_ready),
         (ReasonCode.STALE, overlay.stale),
     ):
@@ -175,7 +196,10 @@ def _disabled() -> Weight:
     return Weight(restriction=Restriction.NONE, factor=1.0, reason=reason)
 
 
-def _shadow(reason: Reason) -> Reason:
+def _shadow(gate: Weight) -> Reason:
+    reason = gate.reason
+    if gate.restriction is Restriction.NONE and gate.factor >= 1.0:
+        return reason
     return Reason(
         code=ReasonCode.SHADOW,
         message=f"shadow mode: would be {reason.code.value}: {reason.message}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from sidecar.core.states import Action, Restriction
+from sidecar.core.states import Action, Instant, Restriction
 
 
 class EventKind(StrEnum):
@@ -139,6 +139,10 @@ class Waiver:
     until: float
     until_mono: float
     by: str
+
+    def ended(self, now: Instant) -> bool:
+        """Whether its time is over, by whichever clock got there first."""
+        return now.mono >= self.until_mono or now.wall >= self.until
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

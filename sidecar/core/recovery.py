@@ -33,29 +33,24 @@ def due(state: SwitchState, now: Instant, policies: Policies) -> Due | None:
         return None
     match recovery.stage:
         case Stage.PENDING:
-            return Due.EXPIRE if _pending_lapsed(state, now, policies) else None
+            return Due.EXPIRE if _approvals_lapsed(state, now, policies) else None
         case Stage.VALIDATING:
-            return Due.VALIDATE
+            return Due.EXPIRE if _approvals_lapsed(state, now, policies) else Due.VALIDATE
         case Stage.COOLDOWN:
             return Due.REOPEN if cooldown_remaining(state, now) <= 0 else None
         case Stage.GRADUAL_RESTART:
-            return Due.STEP if (next_step_in(state, now, policies) or 0.0) <= 0 else None
+            return Due.STEP if next_step_in(state, now, policies) == 0.0 else None
         case _:
             return Due.CONCLUDE if now.mono - recovery.stage_since >= COMPLETE_SHOWN_SECONDS else None
 
 
-def _pending_lapsed(state: SwitchState, now: Instant, policies: Policies) -> bool:
-    recovery = state.recovery
-    if recovery is None or not recovery.approvals:
-        return False
-    return approvals_lapsed(recovery, now, policies.recovery)
+def _approvals_lapsed(state: SwitchState, now: Instant, policies: Policies) -> bool:
+    return state.recovery is not None and approvals_lapsed(state.recovery, now, policies.recovery)
 
 
 def ended_waivers(state: SwitchState, now: Instant) -> Iterator[str]:
     """Triggers whose waiver is over, by whichever clock got there first."""
-    for waiver in state.waivers:
-        if now.mono >= waiver.until_mono or now.wall >= waiver.until:
-            yield waiver.trigger
+    return (waiver.trigger for waiver in state.waivers if waiver.ended(now))
 
 
 def cooldown_remaining(state: SwitchState, now: Instant) -> float:
@@ -67,7 +62,7 @@ def cooldown_remaining(state: SwitchState, now: Instant) -> float:
 
 
 def next_step_in(state: SwitchState, now: Instant, policies: Policies) -> float | None:
-    """Seconds until the next restart step is due; None outside the ladder."""
+    """Seconds until the next restart step is due; None outside the ladder, and where no step is left."""
     recovery, step = state.recovery, next_step(state, policies.recovery)
     if recovery is None or step is None:
         return None

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sidecar.core.compose import Overlay, compose
-from sidecar.core.events import Demand, Event, Kill
+from sidecar.core.errors import InvariantViolation
+from sidecar.core.events import CauseCode, Demand, Event, Kill
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.states import Action, Instant, Mode, State
 from sidecar.core.transitions import LOOSENING, Policies, SwitchState, transition
@@ -46,10 +47,15 @@ class Switch:
         self.name = name
         self.mode = mode
         self.policies = policies
+        if mode is not Mode.DISABLED and state.state is State.DISABLED:
+            raise InvariantViolation(
+                f"switch {name!r} is to start {mode.value} from a state that is DISABLED, which must never be stored: "
+                "what was in force before is unknown"
+            )
         self._state = replace(state, state=State.DISABLED) if mode is Mode.DISABLED else state
         self._highest_epoch = state.epoch
         self._demands: dict[str, tuple[Demand, ...]] = {}
-        self._overlay = Overlay(not_ready="starting: state is not restored yet")
+        self._overlay = Overlay(unrestored="starting: state is not restored yet")
 
     @property
     def state(self) -> SwitchState:
@@ -65,9 +71,14 @@ class Switch:
             for trigger, demands in self._demands.items()
             if trigger not in silenced
             for demand in demands
-            if (trigger, demand.code.value, demand.since) not in self._state.acknowledged
+            if not self._is_acknowledged(demand)
         )
         return (*running, *self._state.held)
+
+    def _is_acknowledged(self, demand: Demand) -> bool:
+        # Only the kill was taken into the bargain: a milder step of the same firing goes on restricting.
+        firing = (demand.trigger, demand.code.value, demand.since)
+        return demand.action is Action.KILL and firing in self._state.acknowledged
 
     @property
     def overlay(self) -> Overlay:
@@ -142,8 +153,14 @@ class Switch:
         """
         if self._state.state is State.DISABLED:
             return ()
-        wanted = [demand for demand in self.demands if demand.action is Action.KILL and not self._is_cause(demand)]
-        changes = [self.apply(Kill(cause=demand.as_cause()), now) for demand in wanted]
+        # One cause for each rule and code: two demands that shared one would take turns in being the new one for ever.
+        asking: dict[tuple[str, CauseCode], Demand] = {}
+        for demand in self.demands:
+            if demand.action is Action.KILL:
+                asking.setdefault((demand.trigger, demand.code), demand)
+        changes = [
+            self.apply(Kill(cause=demand.as_cause()), now) for demand in asking.values() if not self._is_cause(demand)
+        ]
         return tuple(change for change in changes if isinstance(change, Change))
 
     def _is_cause(self, demand: Demand) -> bool:

@@ -7,6 +7,7 @@ told apart here too, because they reach the gate at different times.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 from sidecar.core.errors import InvalidTransition
@@ -29,7 +30,7 @@ from sidecar.core.events import (
     Waiver,
 )
 from sidecar.core.policy import GatePolicy, RecoveryPolicy, RestartStep
-from sidecar.core.states import Instant, Restriction, Stage, State
+from sidecar.core.states import Action, Instant, Restriction, Stage, State
 
 TABLE: dict[tuple[State, EventKind], State] = {
     (State.ACTIVE, EventKind.KILL): State.KILLED,
@@ -63,7 +64,7 @@ BACKOFF_WINDOW_SECONDS = 24 * 3600.0
 """A kill within this time of the one before makes the next cooldown longer."""
 
 MAX_CAUSES = 100
-"""Causes kept with the state; the first and the newest stay, the audit log has all of them."""
+"""Causes without a rule that are kept with the state; the first and the newest stay, the audit log has all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +164,8 @@ def _refusal(state: SwitchState, kind: EventKind) -> str:
 
 
 def _kill(state: SwitchState, event: Kill, now: Instant, policies: Policies) -> SwitchState:
-    asked = event.restriction if event.restriction is not None else policies.gate.killed_policy
+    # A kill that restricts nothing is no kill: whoever asks for NONE gets what a kill without a wish gets.
+    asked = event.restriction or policies.gate.killed_policy or Restriction.HALT
     causes = () if state.state is State.ACTIVE else state.causes
     killed = replace(
         state,
@@ -184,9 +186,18 @@ def _with_cause(causes: tuple[Cause, ...], new: Cause) -> tuple[Cause, ...]:
     for index, old in enumerate(causes):
         if new.trigger is not None and (old.trigger, old.code) == (new.trigger, new.code):
             return (*causes[:index], replace(new, count=old.count + 1), *causes[index + 1 :])
-    if len(causes) >= MAX_CAUSES:
-        causes = (causes[0], *causes[2:])
-    return (*causes, new)
+    evicted = _to_evict(causes) if new.trigger is None else None
+    return (*(cause for index, cause in enumerate(causes) if index != evicted), new)
+
+
+def _to_evict(causes: tuple[Cause, ...]) -> int | None:
+    # Causes of rules are as many as there are rules and must stay, or a rule that fires on would kill anew at each
+    # look. An operator's goes last: in shadow mode it alone holds the gate.
+    anonymous = [index for index, cause in enumerate(causes) if cause.trigger is None]
+    if len(anonymous) < MAX_CAUSES:
+        return None
+    later = [index for index in anonymous if index > 0]
+    return next((index for index in later if causes[index].code is not CauseCode.OPERATOR), later[0])
 
 
 def _request(state: SwitchState, event: RequestRecovery, now: Instant, policies: Policies) -> SwitchState:
@@ -194,6 +205,10 @@ def _request(state: SwitchState, event: RequestRecovery, now: Instant, policies:
         raise InvalidTransition(
             f"a recovery asked for by {state.recovery.by!r} is already {state.recovery.stage}; approve it or cancel it"
         )
+    if len({waiver.trigger for waiver in event.waivers}) < len(event.waivers):
+        raise InvalidTransition("a trigger is waived twice in one request; give one threshold and one end for each")
+    if any(waiver.threshold is not None and not isfinite(waiver.threshold) for waiver in event.waivers):
+        raise InvalidTransition("a waiver's threshold is not finite, so its rule could never fire; give a number")
     recovery = Recovery(
         stage=Stage.PENDING,
         by=event.by,
@@ -229,10 +244,14 @@ def approvals_lapsed(recovery: Recovery, now: Instant, policy: RecoveryPolicy) -
 
 
 def _validating_if_approved(recovery: Recovery, now: Instant, policy: RecoveryPolicy) -> Recovery:
-    needed = policy.approvals if policy.require_approval else 0
-    if len(recovery.approvals) < needed:
+    if len(recovery.approvals) < approvals_needed(policy):
         return recovery
     return replace(recovery, stage=Stage.VALIDATING, stage_since=now.mono)
+
+
+def approvals_needed(policy: RecoveryPolicy) -> int:
+    """How many approvals a recovery takes."""
+    return max(1, policy.approvals) if policy.require_approval else 0
 
 
 def _refuse(state: SwitchState, event: RefuseRecovery, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
@@ -244,21 +263,29 @@ def _refuse(state: SwitchState, event: RefuseRecovery, now: Instant, policies: P
 
 
 def _expire(state: SwitchState, event: Event, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
-    _in_stage(state, Stage.PENDING, "expire")
+    if state.stage is not Stage.VALIDATING:
+        _in_stage(state, Stage.PENDING, "expire")
     return replace(state, recovery=None)
 
 
 def _begin(state: SwitchState, event: Event, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
     recovery = _in_stage(state, Stage.VALIDATING, "begin")
+    # Checks may take long, and a restart may have brought a stricter policy: the approvals must still be worth enough.
+    if approvals_lapsed(recovery, now, policies.recovery):
+        raise InvalidTransition("an approval has lapsed; ask for the recovery anew")
+    missing = approvals_needed(policies.recovery) - len(recovery.approvals)
+    if missing > 0:
+        raise InvalidTransition(f"{missing} more approval(s) needed; cancel this recovery and ask for it anew")
     begun = replace(
         recovery,
         stage=Stage.COOLDOWN,
         stage_since=now.mono,
         cooldown=cooldown_after(policies.recovery, state.kills_in_a_row),
     )
-    kept = tuple(old for old in state.waivers if all(old.trigger != new.trigger for new in recovery.waivers))
+    # A waiver that is over before it began is none; earlier ones ended with the kill.
+    live = tuple(waiver for waiver in recovery.waivers if not waiver.ended(now))
     taken = () if policies.recovery.require_triggers_clear else tuple(_firings(state.causes))
-    return replace(state, recovery=begun, waivers=(*kept, *recovery.waivers), held=(), acknowledged=taken)
+    return replace(state, recovery=begun, waivers=live, held=(), acknowledged=taken)
 
 
 def _firings(causes: tuple[Cause, ...]) -> Iterator[tuple[str, str, float]]:
@@ -270,18 +297,25 @@ def _firings(causes: tuple[Cause, ...]) -> Iterator[tuple[str, str, float]]:
 def cooldown_after(policy: RecoveryPolicy, kills_in_a_row: int) -> float:
     """Seconds of cooldown after so many kills that followed each other within a day."""
     ceiling = max(policy.backoff_max, policy.cooldown)
-    # The exponent is bounded so that a long streak cannot overflow a float before `min` cuts it.
-    return min(policy.cooldown * policy.backoff_factor ** min(kills_in_a_row, 64), ceiling)
+    cooldown = policy.cooldown
+    # Step by step, not as a power, which a long streak would make overflow; 64 doublings reach any ceiling.
+    for _ in range(min(kills_in_a_row, 64)):
+        cooldown = min(cooldown * max(policy.backoff_factor, 1.0), ceiling)
+    return cooldown
 
 
 def _cancel(state: SwitchState, event: CancelRecovery, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
     if state.recovery is None:
         raise InvalidTransition("there is no recovery to cancel")
-    return replace(state, recovery=None, waivers=())
+    return _without_approval(state)
 
 
 def _health_lost(state: SwitchState, event: HealthLost, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
-    return replace(state, recovery=None, waivers=())
+    return _without_approval(state)
+
+
+def _without_approval(state: SwitchState) -> SwitchState:
+    return replace(state, recovery=None, waivers=(), acknowledged=())
 
 
 def _reopen(state: SwitchState, event: Event, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
@@ -299,10 +333,10 @@ def _ladder_stage(factor: float) -> Stage:
 
 
 def next_step(state: SwitchState, policy: RecoveryPolicy) -> RestartStep | None:
-    """The restart step that follows the present factor; None outside the ladder."""
+    """The restart step that follows the present factor; None outside the ladder, and where the policy ends here."""
     if state.stage is not Stage.GRADUAL_RESTART:
         return None
-    return next((step for step in policy.steps if step.factor > state.factor), RestartStep(factor=1.0))
+    return next((step for step in policy.steps if step.factor > state.factor), None)
 
 
 def _step(state: SwitchState, event: Event, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
@@ -337,7 +371,8 @@ def _end_waiver(state: SwitchState, event: EndWaiver, now: Instant, policies: Po
 
 
 def _hold(state: SwitchState, event: HoldRemoved, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
-    return replace(state, held=(*state.held, *event.demands)) if event.demands else state
+    new = tuple(one for one in event.demands if one.action > Action.WARN and one not in state.held)
+    return replace(state, held=(*state.held, *new)) if new else state
 
 
 def _in_stage(state: SwitchState, stage: Stage, what: str) -> Recovery:

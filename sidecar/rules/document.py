@@ -42,7 +42,7 @@ def trigger_from_document(document: Mapping[str, Any], now: Instant) -> Trigger:
 def _level_document(level: Level, now: Instant) -> dict[str, Any]:
     return {
         "pending": _elapsed(level.pending_since, now),
-        "breach": _elapsed(level.last_breach, now),
+        "clear": _elapsed(level.clear_since, now),
         "firing": _elapsed(level.firing_since, now),
         "firing_since": level.firing_wall,
     }
@@ -56,7 +56,7 @@ def _level(document: Mapping[str, Any], now: Instant) -> Level:
     wall = document["firing_since"]
     return Level(
         pending_since=_moment(document["pending"], now),
-        last_breach=_moment(document["breach"], now),
+        clear_since=_moment(document["clear"], now),
         firing_since=_moment(document["firing"], now),
         firing_wall=None if wall is None else float(wall),
     )

@@ -6,7 +6,7 @@ one part of a whole. Each of these is a type of its own here, and only `Fresh` c
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, isnan
 
 FUTURE_TOLERANCE_SECONDS = 5.0
 """How far a sample or a beat may lie in the future before it is failed; covers ordinary differences of two clocks."""
@@ -91,11 +91,19 @@ class Partial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failed:
-    """No usable answer: not a number, from the future, an error, or no answer at all (`unreachable`)."""
+    """No usable answer: not a number, from the future, an error, or no answer at all (`unreachable`).
+
+    Attributes:
+        reason: one of FAILURE_REASONS.
+        message: for people.
+        unreachable: True when the source did not answer at all.
+        series: for `not_a_number` the whole answer: a value that is no number hides no breach in the ones beside it.
+    """
 
     reason: str
     message: str
     unreachable: bool = False
+    series: tuple[Series, ...] = ()
 
 
 Reading = Fresh | Stale | Missing | Ambiguous | Partial | Failed
@@ -150,13 +158,15 @@ def _is_missing(answer: Answer, *, series: int | None, may_be_empty: bool) -> bo
 
 
 def _judge_values(answer: Answer, age: float | None, max_age: float) -> Reading:
+    if age is not None and isnan(age):
+        return Failed(reason="bad_response", message="the time of the sample is not a number")
     if age is not None and age > max_age:
         return Stale(age=age, max_age=max_age)
     if age is not None and age < -FUTURE_TOLERANCE_SECONDS:
         return Failed(reason="future", message=f"the sample is {-age:.1f} s in the future of the server's own clock")
     for one in answer.series:
         if not isfinite(one.value):
-            return Failed(reason="not_a_number", message=f"the value is {one.value}")
+            return Failed(reason="not_a_number", message=f"the value is {one.value}", series=answer.series)
     return Fresh(series=answer.series, evaluated_at=answer.evaluated_at, age=None if age is None else max(age, 0.0))
 
 

@@ -7,6 +7,7 @@ Status (does it fire) and health (can it see) are kept apart, and only a fresh r
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import isfinite
 
 from sidecar.core.events import CauseCode, Demand
 from sidecar.core.states import Action, Instant
@@ -51,13 +52,14 @@ class Level:
 
     Attributes:
         pending_since: running seconds since when it has been breached without a break; None if it is not.
-        last_breach: running seconds of the last breach seen.
+        clear_since: running seconds of the first look that found a firing one clear; None while it is not. As in
+            Prometheus, `keep_firing_for` counts from there.
         firing_since: running seconds since when it fires; None if it does not.
         firing_wall: Unix seconds of the same moment.
     """
 
     pending_since: float | None = None
-    last_breach: float | None = None
+    clear_since: float | None = None
     firing_since: float | None = None
     firing_wall: float | None = None
 
@@ -72,7 +74,9 @@ class Blindness:
     Attributes:
         since: running seconds of the first bad reading after the last fresh one.
         since_wall: Unix seconds of the same moment.
-        answering_since: running seconds since when the source answers, but nothing usable; None while it does not.
+        answering_since: running seconds since when the source answers, but nothing usable, moved on by all the time in
+            which it was unreachable; None if it has not answered at all.
+        unreachable_since: running seconds since when it does not answer; None while it does.
         unreachable_seen: whether the source was unreachable at any time of this blindness.
         message: what the last bad reading was.
     """
@@ -80,8 +84,15 @@ class Blindness:
     since: float
     since_wall: float
     answering_since: float | None
+    unreachable_since: float | None
     unreachable_seen: bool
     message: str
+
+    def answered_for(self, now: Instant) -> float:
+        """Seconds that the source has answered with nothing usable; it only grows, until a fresh reading."""
+        if self.answering_since is None:
+            return 0.0
+        return (now.mono if self.unreachable_since is None else self.unreachable_since) - self.answering_since
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +106,8 @@ class Trigger:
         blindness: None while it can see.
         ready: whether it has had a fresh reading since this process started.
         graced: whether a reload added it, so that blindness counts from its first evaluation on.
-        value: what was read last; for a heartbeat the age in seconds, for an expression the number of series.
+        value: what was read last; for a heartbeat the age in seconds, for an expression the number of series, for
+            connectivity the failures in a row.
         sample_age: seconds; None where unknown.
         failures: consecutive failures of a connectivity probe.
         evaluated: Unix seconds of the last evaluation; None before the first.
@@ -138,7 +150,7 @@ def evaluate(rule: Rule, reading: Reading, previous: Trigger, now: Instant) -> T
     """
     judged = _judge(rule, reading, previous)
     if isinstance(judged, _Blind):
-        return _blinded(judged, previous, now)
+        return _blinded(judged, rule, previous, now)
     return replace(
         previous,
         health=Health.OK,
@@ -158,7 +170,7 @@ def evaluate(rule: Rule, reading: Reading, previous: Trigger, now: Instant) -> T
 
 
 def demands(rule: Rule, trigger: Trigger, now: Instant) -> tuple[Demand, ...]:
-    """What the rule asks of the switch at this moment, given its trigger."""
+    """What the rule asks of the switch at this moment, given its trigger; of one in shadow, what it would ask."""
     return (*_breach_demands(rule, trigger), *_blind_demands(rule, trigger, now))
 
 
@@ -182,23 +194,55 @@ class _Blind:
     health: Health
     unreachable: bool
     message: str
+    # What the usable part of the answer shows all the same. It can only tighten.
+    breached: bool = False
+    steps: tuple[bool, ...] = ()
+    value: float | None = None
     failures: int = 0
 
 
 def _judge(rule: Rule, reading: Reading, previous: Trigger) -> _Seen | _Blind:
-    if isinstance(rule.condition, Connectivity):
-        return _judge_connectivity(rule.condition, reading, previous)
-    if not isinstance(reading, Fresh):
-        return _blind(reading)
-    match rule.condition:
+    if isinstance(reading, Fresh):
+        return _judge_fresh(rule.condition, reading, previous)
+    blind = replace(_blind(reading), failures=previous.failures)
+    usable = _usable_part(rule.condition, reading)
+    seen = None if usable is None else _judge_fresh(rule.condition, usable, previous)
+    if not isinstance(seen, _Seen):
+        return blind
+    return replace(
+        blind,
+        breached=seen.breached,
+        steps=seen.steps,
+        value=seen.value if seen.breached or any(seen.steps) else None,
+        failures=max(previous.failures, seen.failures),
+    )
+
+
+def _usable_part(condition: Condition, reading: Reading) -> Fresh | None:
+    # A breach among finite values stands, whatever stands beside them; an expression fires on any series, even NaN. Of
+    # heartbeats nothing can be said: the one that is no number may have been the newest.
+    if not isinstance(reading, Failed) or isinstance(condition, Heartbeat):
+        return None
+    series = reading.series
+    if not isinstance(condition, Expression):
+        series = tuple(one for one in series if isfinite(one.value))
+    return Fresh(series=series, evaluated_at=0.0, age=None) if series else None
+
+
+def _judge_fresh(condition: Condition, reading: Fresh, previous: Trigger) -> _Seen | _Blind:
+    if not reading.series and not isinstance(condition, Expression | AlertMatch):
+        return _blind(Missing())
+    match condition:
         case Threshold():
-            return _judge_threshold(rule.condition, reading)
+            return _judge_threshold(condition, reading)
         case Heartbeat():
-            return _judge_heartbeat(rule.condition, reading)
+            return _judge_heartbeat(condition, reading)
         case OrderRate():
-            return _judge_above(float(rule.condition.max_orders), reading)
+            return _judge_above(float(condition.max_orders), reading)
         case Watchdog():
             return _judge_above(WATCHDOG_LIMIT, reading)
+        case Connectivity():
+            return _judge_connectivity(condition, reading, previous)
         case _:
             return _judge_presence(reading)
 
@@ -254,18 +298,16 @@ def _judge_presence(reading: Fresh) -> _Seen:
     return _Seen(breached=breached, cleared=not breached, value=float(len(reading.series)), age=reading.age)
 
 
-def _judge_connectivity(condition: Connectivity, reading: Reading, previous: Trigger) -> _Seen | _Blind:
+def _judge_connectivity(condition: Connectivity, reading: Fresh, previous: Trigger) -> _Seen:
     # A query that cannot be answered says nothing about the venue; a probe that fails is the very thing looked for, and
     # its adapter reports that as a value of 0.
-    if not isinstance(reading, Fresh):
-        return replace(_blind(reading), failures=previous.failures)
     up = all(one.value == 1.0 for one in reading.series)
     failures = 0 if up else previous.failures + 1
     breached = failures >= condition.max_consecutive_failures
     return _Seen(
         breached=breached,
         cleared=up,
-        value=min(one.value for one in reading.series),
+        value=float(failures),
         age=reading.age,
         failures=failures,
     )
@@ -278,38 +320,60 @@ def _levels(levels: tuple[Level, ...], count: int) -> tuple[Level, ...]:
 def _advance(level: Level, breached: bool, cleared: bool, rule: Rule, now: Instant) -> Level:  # noqa: FBT001
     if breached:
         pending_since = now.mono if level.pending_since is None else level.pending_since
-        breached_level = replace(level, pending_since=pending_since, last_breach=now.mono)
+        breached_level = replace(level, pending_since=pending_since, clear_since=None)
         if level.firing_since is None and now.mono - pending_since >= rule.for_:
             return replace(breached_level, firing_since=now.mono, firing_wall=now.wall)
         return breached_level
     if level.firing_since is None:
         return QUIET
     if not cleared:
-        return replace(level, last_breach=now.mono)  # hysteresis: between threshold and `clear` it goes on firing
-    if level.last_breach is not None and now.mono - level.last_breach < rule.keep_firing_for:
-        return level
+        return replace(level, clear_since=None)  # hysteresis: between threshold and `clear` it goes on firing
+    clear_since = now.mono if level.clear_since is None else level.clear_since
+    if now.mono - clear_since < rule.keep_firing_for:
+        return replace(level, clear_since=clear_since)
     return QUIET
 
 
-def _blinded(blind: _Blind, previous: Trigger, now: Instant) -> Trigger:
-    before = previous.blindness
-    answering_since = None
-    if not blind.unreachable:
-        answering_since = now.mono if before is None or before.answering_since is None else before.answering_since
+def _blinded(blind: _Blind, rule: Rule, previous: Trigger, now: Instant) -> Trigger:
     return replace(
         previous,
         health=blind.health,
-        blindness=Blindness(
-            since=before.since if before else now.mono,
-            since_wall=before.since_wall if before else now.wall,
-            answering_since=answering_since,
-            unreachable_seen=blind.unreachable or (before is not None and before.unreachable_seen),
-            message=blind.message,
-        ),
+        main=_tighten(previous.main, blind.breached, rule, now),
+        steps=tuple(
+            _tighten(level, breached, rule, now)
+            for level, breached in zip(_levels(previous.steps, len(blind.steps)), blind.steps, strict=True)
+        )
+        or previous.steps,
+        value=previous.value if blind.value is None else blind.value,
+        blindness=_still_blind(previous.blindness, blind, now),
         failures=blind.failures,
         evaluated=now.wall,
         message=blind.message,
     )
+
+
+def _still_blind(before: Blindness | None, blind: _Blind, now: Instant) -> Blindness:
+    if before is None:
+        return Blindness(
+            since=now.mono,
+            since_wall=now.wall,
+            answering_since=None if blind.unreachable else now.mono,
+            unreachable_since=now.mono if blind.unreachable else None,
+            unreachable_seen=blind.unreachable,
+            message=blind.message,
+        )
+    if blind.unreachable:
+        since = now.mono if before.unreachable_since is None else before.unreachable_since
+        return replace(before, unreachable_since=since, unreachable_seen=True, message=blind.message)
+    # Unreachability stops the clock of what follows from useless answers but does not set it back: a source that comes
+    # and goes must not put that off for ever, nor one that goes away lift it.
+    away = 0.0 if before.unreachable_since is None else now.mono - before.unreachable_since
+    answering_since = now.mono if before.answering_since is None else before.answering_since + away
+    return replace(before, answering_since=answering_since, unreachable_since=None, message=blind.message)
+
+
+def _tighten(level: Level, breached: bool, rule: Rule, now: Instant) -> Level:  # noqa: FBT001
+    return _advance(level, breached, cleared=False, rule=rule, now=now) if breached else level
 
 
 def _breach_demands(rule: Rule, trigger: Trigger) -> Iterator[Demand]:
@@ -344,7 +408,7 @@ def _blind_demands(rule: Rule, trigger: Trigger, now: Instant) -> Iterator[Deman
     policy = rule.on_no_data
     if blindness.unreachable_seen and now.mono - blindness.since >= policy.hold_for:
         yield _no_data(rule, policy.unreachable, blindness)
-    if blindness.answering_since is not None and now.mono - blindness.answering_since >= policy.hold_for:
+    if blindness.answering_since is not None and blindness.answered_for(now) >= policy.hold_for:
         yield _no_data(rule, policy.then, blindness)
 
 
@@ -352,7 +416,7 @@ def _no_data(rule: Rule, action: Action, blindness: Blindness) -> Demand:
     return Demand(
         trigger=rule.trigger,
         action=action,
-        factor=rule.on_no_data.factor or rule.factor,
+        factor=rule.factor if rule.on_no_data.factor is None else rule.on_no_data.factor,
         code=CauseCode.NO_DATA,
         message=f"no data for rule {rule.trigger} for more than {rule.on_no_data.hold_for:g} s: {blindness.message}",
         since=blindness.since_wall,
@@ -431,14 +495,20 @@ def fill(template: str, rule: Rule, value: float | None) -> str:
 def with_threshold(rule: Rule, threshold: float) -> Rule:
     """The rule as it stands under a waiver: another threshold, steps moved in proportion, no hysteresis.
 
+    It neither waits for `clear` nor keeps firing: what it did at the old threshold must end at the first look at the
+    new one, or the waived firing itself would end the recovery that waived it.
+
     Raises:
-        ValueError: the rule is not of type threshold and has none to replace.
+        ValueError: the rule is not of type threshold and has none to replace, or the new one is not finite.
     """
     if not isinstance(rule.condition, Threshold):
         raise ValueError(  # noqa: TRY004 - the operator's value is wrong, not a caller's type
             f"rule {rule.trigger!r} is of type {rule.kind} and has no threshold to waive to"
         )
+    if not isfinite(threshold):
+        raise ValueError(f"{threshold!r} is not a threshold for rule {rule.trigger!r}; give a finite number")
     steps = tuple(
         replace(step, at=threshold * step.fraction) for step in rule.condition.steps if step.fraction is not None
     )
-    return replace(rule, condition=replace(rule.condition, threshold=threshold, clear=None, steps=steps))
+    condition = replace(rule.condition, threshold=threshold, clear=None, steps=steps)
+    return replace(rule, condition=condition, keep_firing_for=0.0)
