@@ -11,7 +11,7 @@ from sidecar.adapters.prometheus import PrometheusSource, Query
 from sidecar.adapters.scrape import ScrapeSource
 from sidecar.rules.model import Rule, RuleSet
 from sidecar.rules.readings import Answer, Failure
-from sidecar.settings.promql import ParsedQuery, ScrapeQuery, parse, parse_selector
+from sidecar.settings.promql import ParsedQuery, PromQLError, ScrapeQuery, parse, parse_selector
 
 log = logging.getLogger("sidecar.sources")
 
@@ -133,10 +133,14 @@ class RuleSources:
         """Ask Prometheus free queries, in order; an invalid one is a failure like any other."""
         if self._prometheus is None:
             return [NOT_CONFIGURED for _ in queries]
-        parsed = [parse(text) for text in queries]
-        asked = [
-            Query(key=str(index), text=one.text, kind=one.kind, selectors=one.selectors)
-            for index, one in enumerate(parsed)
-        ]
-        outcomes = await self._prometheus.query(asked)
+        outcomes: dict[str, Answer | Failure] = {}
+        asked = []
+        for index, text in enumerate(queries):
+            try:
+                parsed = parse(text)
+            except PromQLError as error:
+                outcomes[str(index)] = Failure(reason="query_error", message=str(error), unreachable=False)
+            else:
+                asked.append(Query(key=str(index), text=parsed.text, kind=parsed.kind, selectors=parsed.selectors))
+        outcomes |= await self._prometheus.query(asked)
         return [outcomes[str(index)] for index in range(len(queries))]
