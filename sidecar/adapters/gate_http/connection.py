@@ -155,7 +155,6 @@ class GateConnection(asyncio.Protocol):
         self.deadline = self._arrived + limits.idle_seconds
         # The request that is being read.
         self._stage = _IDLE
-        self._head_fed = 0
         self._begin()
         # The connection.
         self._queue: deque[Callable[[], None]] = deque()  # answers owed while a list of orders is being decided
@@ -298,6 +297,7 @@ class GateConnection(asyncio.Protocol):
     # One request.
 
     def _begin(self) -> None:
+        self._head_fed = 0
         self._url = b""
         self._headers = []
         self._intent = _NEW
@@ -367,7 +367,12 @@ class GateConnection(asyncio.Protocol):
             answer()
 
     def _answer(self, key: int) -> None:
-        self._transport.write(self._desk.answer(key))
+        try:
+            reply = self._desk.answer(key)
+        except Exception:  # noqa: BLE001 - a question was asked, and the answer to our own failure is no
+            _log.exception("gate.answer_failed")
+            reply = self._desk.answer_failure(key)
+        self._transport.write(reply)
         now = monotonic()
         self._desk.observe(now - self._arrived)
         self._arrived = now  # for the next question of the same bytes
@@ -465,8 +470,9 @@ class GateConnection(asyncio.Protocol):
     def _limit_head(self, size: int) -> None:
         """Refuse a head that goes on and on; the parser shows a header only when it is complete."""
         if self._stage != _HEAD:
-            self._head_fed = 0
             return
+        # Counts what came before the head in the same bytes too, which is why one slice more is allowed here; a head
+        # that is complete at last is measured exactly.
         self._head_fed += size
         if self._head_fed > self._limits.head_bytes + _SLICE:
             self._fault = (431, "more or longer headers than the gate reads")
@@ -553,7 +559,9 @@ def path_of(target: bytes) -> bytes:
 
 
 def _is_known_method(method: bytes) -> bool:
-    """Whether the parser reads a plain request with this method."""
+    """Whether the parser reads a plain request with this method; PRI it only takes as the start of HTTP/2."""
+    if method == b"PRI":
+        return False
     try:
         httptools.HttpRequestParser(object()).feed_data(method + b" / HTTP/1.1\r\n\r\n")
     except httptools.HttpParserUpgrade:

@@ -104,6 +104,7 @@ class Desk:
         self._identity_prefix = os.urandom(4).hex().encode() + b"-"
         self._view = self._prepare(_before_first(switch), GatePolicy())
         self._prepared = self._view.prepared
+        self._failure = self._prepare_failure().prepared
 
     def update(self, snapshot: Snapshot, policy: GatePolicy) -> None:
         """Answer from this snapshot from now on. Never raises: what cannot be used is denied as `internal_error`."""
@@ -116,12 +117,16 @@ class Desk:
         self._prepared = view.prepared
 
     def answer(self, key: int) -> bytes:
-        """Answer a `/gate` question with a whole HTTP response. Never raises."""
+        """Answer a `/gate` question with a whole HTTP response."""
         if self.admit is not None and key < 4:
             objection = self._consult(Intent.NEW)
             if objection is not None and self._view.allows_new:
                 return self._fill(self._prepare_objection(objection, key))
         return self._fill(self._prepared[key])
+
+    def answer_failure(self, key: int) -> bytes:
+        """Answer a `/gate` question after a failure of our own: denied, unless it is a cancel."""
+        return self._fill(self._failure[key])
 
     def observe(self, seconds: float) -> None:
         """Count how long an answer took, from the arrival of the question."""
