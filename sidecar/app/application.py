@@ -61,6 +61,9 @@ DEGRADED_LIVENESS_SECONDS = 30.0
 STOP_SECONDS = 5.0
 
 
+NOT_OPEN_YET = "the state folder is not open yet"
+
+
 class AnotherSidecar(Exception):  # noqa: N818 - named for what happened
     """Another process holds the state folder of this switch."""
 
@@ -119,7 +122,7 @@ class Application:
         self.memory: DiskMemory | None = None
         self.opened = False
         self.rules_error: str | None = None
-        self.storage_error: str | None = "the state folder is not open yet"
+        self.storage_error: str | None = NOT_OPEN_YET
         self.page_error: str | None = None
         self.approvers_error: str | None = None
         self.failure: tuple[float, str] | None = None
@@ -414,7 +417,7 @@ class Application:
     def not_ready(self) -> str | None:
         """What keeps the gate at `not_ready`; None if nothing does."""
         if self.storage_error is not None:
-            return f"the stored state is not known: {self.storage_error}"
+            return self._unrestored()
         if self.rules_error is not None and not self.evaluator.rules.groups:
             return f"no rules are loaded: {self.rules_error}"
         if not self.evaluator.rules.rules:
@@ -422,6 +425,9 @@ class Application:
         if not self.opened and (unready := self.evaluator.unready()):
             return self._unready_text(unready)
         return None
+
+    def _unrestored(self) -> str | None:
+        return None if self.storage_error is None else f"the stored state is not known: {self.storage_error}"
 
     def _unready_text(self, unready: list[str]) -> str:
         first = self.evaluator.triggers[unready[0]]
@@ -437,7 +443,12 @@ class Application:
             log.info("sidecar.ready", extra={"fields": {"switch": self.switch.name}})
         broken = self.failure[1] if self.failure else self.evaluator.failed()
         self.keeper.cover(
-            Overlay(not_ready=not_ready, stale=self.evaluator.stale(self.clock.now()), internal_error=broken)
+            Overlay(
+                unrestored=self._unrestored(),
+                not_ready=not_ready,
+                stale=self.evaluator.stale(self.clock.now()),
+                internal_error=broken,
+            )
         )
 
     async def _beat(self) -> None:
@@ -489,10 +500,10 @@ class Application:
 
     def config_ready(self) -> str | None:
         """Why the sidecar is not up yet, whatever its state and its sources; None once it is."""
-        attempted = [group.name for group in self.evaluator.rules.groups if group.name not in self.evaluator.completed]
-        if self.storage_error == "the state folder is not open yet":
+        if self.storage_error == NOT_OPEN_YET:
             return "the stored state has not been read yet"
-        return f"groups not evaluated yet: {attempted}" if attempted else None
+        waiting = self.evaluator.never_evaluated()
+        return f"groups not evaluated yet: {', '.join(waiting)}" if waiting else None
 
 
 class _AuditOnly:

@@ -78,6 +78,7 @@ class Evaluator:
         self._pod = pod
         self._warnings_count = warnings_count
         self._by_name: dict[str, Rule] = {}
+        self._started: dict[str, float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._reported: dict[str, float] = {}
         self._shadowing: set[str] = set()
@@ -145,12 +146,16 @@ class Evaluator:
 
     def stale(self, now: Instant) -> str | None:
         """Which group has not been evaluated for 3 × its interval and the sources' time limit; None if all have."""
-        for group in self.rules.groups:
-            done = self.completed.get(group.name)
+        for group in self._distinct_groups():
+            done = self.completed.get(group.name, self._started.get(group.name))
             allowed = 3 * group.interval + self._sources.timeout
             if done is not None and now.mono - done > allowed:
                 return f"group {group.name!r} was last evaluated {now.mono - done:.1f} s ago; {allowed:g} s are allowed"
         return None
+
+    def never_evaluated(self) -> list[str]:
+        """Groups that have not completed their first evaluation since they were started."""
+        return [name for name in self._tasks if name not in self.completed]
 
     def blockers(self, waivers: Sequence[Waiver]) -> list[str]:
         """What stands in the way of a recovery: rules that are not clear and that none of `waivers` covers."""
@@ -181,14 +186,22 @@ class Evaluator:
 
     def start(self) -> None:
         """Start a task for each group, and end those of groups that are gone or changed."""
-        wanted = {group.name: group for group in self.rules.groups}
+        wanted = {group.name: group for group in self._distinct_groups()}
         for name, task in list(self._tasks.items()):
             task.cancel()
             del self._tasks[name]
         now = self._clock.now()
-        self.completed = dict.fromkeys(wanted, now.mono)
+        self.completed = {}
+        self._started = dict.fromkeys(wanted, now.mono)
         for group in wanted.values():
             self._tasks[group.name] = asyncio.create_task(self._run_group(group), name=f"group {group.name}")
+
+    def _distinct_groups(self) -> Iterator[Group]:
+        # A name is unique within its file only; two of the same name are two groups here too.
+        seen: dict[str, int] = {}
+        for group in self.rules.groups:
+            count = seen[group.name] = seen.get(group.name, 0) + 1
+            yield group if count == 1 else replace(group, name=f"{group.name} ({count})")
 
     async def stop(self) -> None:
         """End all group tasks."""
