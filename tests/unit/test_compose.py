@@ -40,9 +40,7 @@ def demand(action: Action, trigger: str = "vol", factor: float | None = None) ->
     )
 
 
-def of(
-    state: SwitchState = ACTIVE, *demands: Demand, overlay: Overlay = READY, mode: Mode = Mode.ACTIVE
-) -> Snapshot:
+def of(state: SwitchState = ACTIVE, *demands: Demand, overlay: Overlay = READY, mode: Mode = Mode.ACTIVE) -> Snapshot:
     return compose("fx/bot-0", mode, state, demands, overlay)
 
 

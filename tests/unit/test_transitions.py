@@ -397,9 +397,7 @@ def test_a_recovery_does_not_begin_with_fewer_approvals_than_a_stricter_policy_a
         run(VALIDATING, BeginRecovery(), policies=DUAL)
 
 
-@pytest.mark.parametrize(
-    ("required", "approvals", "needed"), [(True, 2, 2), (True, 1, 1), (True, 0, 1), (False, 2, 0)]
-)
+@pytest.mark.parametrize(("required", "approvals", "needed"), [(True, 2, 2), (True, 1, 1), (True, 0, 1), (False, 2, 0)])
 def test_required_approval_means_at_least_one(required: bool, approvals: int, needed: int) -> None:
     assert approvals_needed(RecoveryPolicy(require_approval=required, approvals=approvals)) == needed
 
@@ -588,7 +586,13 @@ def test_an_untrusted_store_starts_killed_above_the_known_epoch() -> None:
 
 def test_a_demand_gives_its_cause() -> None:
     demand = Demand(
-        trigger="dd", action=Action.KILL, code=CauseCode.BREACH, message="dd < -0.15", value=-0.2, limit=-0.15, since=5.0
+        trigger="dd",
+        action=Action.KILL,
+        code=CauseCode.BREACH,
+        message="dd < -0.15",
+        value=-0.2,
+        limit=-0.15,
+        since=5.0,
     )
     assert demand.as_cause() == Cause(
         code=CauseCode.BREACH,

@@ -398,9 +398,7 @@ def test_an_alert_gives_a_cause_of_its_own_kind() -> None:
     assert play(one, (1, fresh()), start=firing).status is Status.INACTIVE
 
 
-@pytest.mark.parametrize(
-    ("age", "status"), [(0.0, Status.INACTIVE), (180.0, Status.INACTIVE), (180.5, Status.FIRING)]
-)
+@pytest.mark.parametrize(("age", "status"), [(0.0, Status.INACTIVE), (180.0, Status.INACTIVE), (180.5, Status.FIRING)])
 def test_a_heartbeat_fires_beyond_its_deadline(age: float, status: Status) -> None:
     trigger = play(rule(Heartbeat(query="beat")), (0, WALL - age))
     assert (trigger.status, trigger.value) == (status, age)

@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from math import inf
+from time import monotonic
 
 from sidecar.adapters.gate_http.answers_json import DecisionWriter
 from sidecar.adapters.gate_http.orders_json import OrderError, OrderReader
@@ -27,6 +29,12 @@ Admit = Callable[[str], Reason | None]
 """Asked for every `new` and `replace` question with its intent; a reason denies this very question."""
 
 DURATION_BOUNDS = (25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3)
+
+STALE = Reason(
+    code=ReasonCode.STALE,
+    message="the sidecar was stopped or stalled and has not looked anew yet",
+    release="lifts by itself with the next look",
+)
 
 _ALLOWING = (ReasonCode.ACTIVE, ReasonCode.DISABLED, ReasonCode.SHADOW, ReasonCode.CANCEL, ReasonCode.REDUCING)
 _ORDERS_PER_STEP = 32
@@ -102,6 +110,8 @@ class Desk:
         self._number = 0
         # Unique to this process, so that a decision id found in a log names one answer also after a restart.
         self._identity_prefix = os.urandom(4).hex().encode() + b"-"
+        self._lease_until = inf
+        self._lapsed: _View | None = None
         self._view = self._prepare(_before_first(switch), GatePolicy())
         self._prepared = self._view.prepared
         self._failure = self._prepare_failure().prepared
@@ -113,11 +123,35 @@ class Desk:
         except Exception:  # noqa: BLE001 - whatever is wrong with it, the answer must become no before anything else happens
             _log.exception("gate.snapshot_unusable")
             view = self._prepare_failure()
+        self._lapsed = None
         self._view = view
         self._prepared = view.prepared
 
+    def renew(self, now: float) -> None:
+        """Rely on the snapshot for another lease from `now` (monotonic seconds) on.
+
+        Once this has been called, an answer later than a lease after the last call is a denial as `stale`: after the
+        process was stopped and goes on, nothing old is served first.
+        """
+        self._lease_until = now + self._view.policy.lease_ms / 1000.0
+        if self._lapsed is not None:
+            self._view, self._lapsed = self._lapsed, None
+            self._prepared = self._view.prepared
+
+    def _lapse(self) -> None:
+        snapshot = self._view.snapshot
+        if self._lapsed is not None or snapshot.mode is not Mode.ACTIVE:
+            return
+        if snapshot.gate_restriction is Restriction.HALT:
+            return  # what it denies for says more
+        stale = replace(snapshot, gate_restriction=Restriction.HALT, reason=STALE)
+        self._lapsed, self._view = self._view, self._prepare(stale, self._view.policy)
+        self._prepared = self._view.prepared
+
     def answer(self, key: int) -> bytes:
         """Answer a `/gate` question with a whole HTTP response."""
+        if monotonic() > self._lease_until:
+            self._lapse()
         if self.admit is not None and key < 4:
             objection = self._consult(Intent.NEW)
             if objection is not None and self._view.allows_new:
@@ -202,6 +236,8 @@ class Desk:
             if len(orders) % _ORDERS_PER_STEP == 0:
                 yield
         objections = yield from self._consult_all(orders)
+        if monotonic() > self._lease_until:
+            self._lapse()
         for attempt in range(_ATTEMPTS):
             # A snapshot that changes faster than a list is decided: decide in one go, and be late rather than wrong.
             patient = attempt < _ATTEMPTS - 1

@@ -50,6 +50,10 @@ class GateServer:
         """Answer from this snapshot from now on, in this very turn of the loop. Never raises."""
         self._desk.update(snapshot, policy)
 
+    def renew(self, now: float) -> None:
+        """Rely on the snapshot for another lease from `now` (monotonic seconds) on; without it, answers go `stale`."""
+        self._desk.renew(now)
+
     def set_admit(self, admit: Admit | None) -> None:
         """Change or remove the hook that is asked about every `new` and `replace` question."""
         self._desk.admit = admit
