@@ -40,7 +40,7 @@ from sidecar.app.sources import Probe, RuleSources
 from sidecar.app.telemetry import AppTelemetry
 from sidecar.core.compose import Overlay
 from sidecar.core.document import lockouts_document, state_document
-from sidecar.core.errors import RuleFileError, SettingsError, StorageError
+from sidecar.core.errors import InvariantViolation, RuleFileError, SettingsError, StorageError
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.states import Instant, Mode
 from sidecar.core.switch import Switch
@@ -93,8 +93,8 @@ class Application:
             policies=self.policies,
         )
         self.keeper = Keeper(switch=self.switch, clock=clock, document=self._document)
-        self.prometheus = self._build_prometheus(settings)
-        self.scrapes = {target.name: _build_scrape(target) for target in settings.scrape}
+        self.prometheus = _build_prometheus(settings)
+        self.scrapes = _build_scrapes(settings)
         self.sources = RuleSources(
             prometheus=self.prometheus,
             prometheus_timeout=settings.prometheus.timeout,
@@ -112,8 +112,8 @@ class Application:
             keeper=self.keeper,
             clock=clock,
             evaluator=self.evaluator,
-            health=self.build_health(settings),
-            approvers=self._load_approvers(),
+            health=self._build_health(settings),
+            approvers=self._load_approvers(settings),
             ready=self.not_ready,
         )
         self.recoveries.health_interval = min(settings.rules.interval, 5.0)
@@ -136,20 +136,15 @@ class Application:
         self.evaluator.on_evaluation.append(lambda _, took: self.instruments.observe_evaluation(took))
         self.evaluator.on_kill.append(self.instruments.observe_breach_to_block)
         self.config_loosened = 0
+        self._retired: list[PrometheusSource] = []
+        self._scrapes_changed = asyncio.Event()
         self._stored_triggers: dict[str, Trigger] = {}
         self._thread = StorageThread()
         self._stopping = asyncio.Event()
 
     # Parts
 
-    def _build_prometheus(self, settings: Settings) -> PrometheusSource | None:
-        wanted = settings.prometheus
-        if not wanted.urls:
-            return None
-        return PrometheusSource(urls=wanted.urls, timeout=wanted.timeout, headers=wanted.headers, http=wanted.http)
-
-    def build_health(self, settings: Settings) -> HealthChecks:
-        """The health checks of a recovery, as these settings want them."""
+    def _build_health(self, settings: Settings) -> HealthChecks:
         wanted = settings.recovery.health
         queries = [
             QueryCheck(name=one.name, query=one.query, operator=Operator(one.operator), threshold=one.threshold)
@@ -163,9 +158,9 @@ class Application:
             ask=self.sources.ask_queries,
         )
 
-    def _load_approvers(self) -> Approvers | None:
-        if self.settings.recovery.approvers_file is not None:
-            return Approvers.from_file(self.settings.recovery.approvers_file)
+    def _load_approvers(self, settings: Settings) -> Approvers:
+        if settings.recovery.approvers_file is not None:
+            return Approvers.from_file(settings.recovery.approvers_file)
         code = self.environ.get(APPROVAL_CODE)
         if code:
             log.warning(
@@ -238,10 +233,9 @@ class Application:
             "recoveries": self.recoveries.drive,
             "reload": self.reloader.watch,
             "housekeeping": self._keep_house,
+            "scrapes": self._scrape,
         }
-        tasks = [asyncio.create_task(_run(start), name=name) for name, start in work.items()]
-        tasks += [asyncio.create_task(scrape.run(), name=f"scrape {name}") for name, scrape in self.scrapes.items()]
-        return tasks
+        return [asyncio.create_task(_run(start), name=name) for name, start in work.items()]
 
     async def _supervise(self, tasks: list["asyncio.Task[None]"]) -> None:
         stopping = asyncio.create_task(self._stopping.wait(), name="stop")
@@ -269,8 +263,8 @@ class Application:
             except (TimeoutError, StorageError) as error:
                 log.warning("storage.close_failed", extra={"fields": {"error": str(error)}})
         await self._thread.stop(STOP_SECONDS)
-        if self.prometheus is not None:
-            await self.prometheus.close()
+        for source in [*self._retired, *([self.prometheus] if self.prometheus else [])]:
+            await source.close()
 
     def _announce(self, what: str) -> None:
         fields = {"mode": self.switch.mode.value, "config": self.settings.path, "hash": self.settings.content_hash}
@@ -399,18 +393,60 @@ class Application:
             self.evaluator.start()
         self.refresh()
 
-    def take_settings(self, settings: Settings) -> None:
-        """Show these settings as the ones in force, but for what only a restart can change."""
+    def take_sources(self, settings: Settings) -> None:
+        """Ask these sources from now on."""
+        if settings.prometheus != self.settings.prometheus:
+            if self.prometheus is not None:
+                self._retired.append(self.prometheus)
+            self.prometheus = _build_prometheus(settings)
+        if settings.scrape != self.settings.scrape:
+            self.scrapes = _build_scrapes(settings)
+            self._scrapes_changed.set()
+        self.sources.connect(self.prometheus, settings.prometheus.timeout, self.scrapes)
+        self.evaluator.warnings_count = settings.prometheus.on_warnings == "inconclusive"
         self.settings = replace(
-            settings,
-            switch=replace(settings.switch, mode=self.settings.switch.mode, name=self.settings.switch.name),
-            gate=replace(self.settings.gate, policy=settings.gate.policy),
-            operations=self.settings.operations,
-            control=self.settings.control,
-            storage=self.settings.storage,
-            prometheus=self.settings.prometheus,
-            scrape=self.settings.scrape,
+            self.settings, prometheus=settings.prometheus, scrape=settings.scrape, rules=settings.rules
         )
+
+    def take_limits(self, settings: Settings) -> None:
+        """Let the gate decide by these limits; what a kill means waits until no kill is under way."""
+        kept = self.switch.policies.gate
+        policy = replace(settings.gate.policy, killed_policy=kept.killed_policy, lease_ms=kept.lease_ms)
+        self._use(replace(self.switch.policies, gate=policy))
+        self.settings = replace(
+            self.settings,
+            gate=replace(self.settings.gate, policy=policy),
+            switch=replace(self.settings.switch, labels=settings.switch.labels),
+            content_hash=settings.content_hash,
+        )
+
+    def take_recovery(self, settings: Settings) -> None:
+        """Recover by these rules from now on; raise SettingsError where the approvers file cannot be used."""
+        if settings.recovery.approvers_file != self.settings.recovery.approvers_file:
+            self.recoveries.approvers = self._load_approvers(settings)
+        gate = replace(self.switch.policies.gate, killed_policy=settings.gate.policy.killed_policy)
+        self._use(Policies(recovery=settings.recovery.policy, gate=gate))
+        self.recoveries.health = self.__build_health(settings)
+        self.settings = replace(
+            self.settings, recovery=settings.recovery, gate=replace(self.settings.gate, policy=gate)
+        )
+
+    def _use(self, policies: Policies) -> None:
+        self.switch.policies = policies
+        self.keeper.publish()
+
+    async def _scrape(self) -> None:
+        while True:
+            self._scrapes_changed.clear()
+            running = [asyncio.create_task(one.run(), name=f"scrape {name}") for name, one in self.scrapes.items()]
+            changed = asyncio.create_task(self._scrapes_changed.wait(), name="scrapes changed")
+            try:
+                done, _ = await asyncio.wait([*running, changed], return_when=asyncio.FIRST_COMPLETED)
+                for task in done - {changed}:
+                    raise InvariantViolation(f"{task.get_name()} ended: {_outcome(task)}")
+            finally:
+                await _cancel(*running)
+                changed.cancel()
 
     # Readiness, staleness, heartbeat
 
@@ -517,8 +553,18 @@ class _AuditOnly:
         await self._memory.write(None, events)
 
 
-def _build_scrape(target: Any) -> ScrapeSource:
-    return ScrapeSource(name=target.name, url=target.url, interval=target.interval, timeout=target.timeout)
+def _build_prometheus(settings: Settings) -> PrometheusSource | None:
+    wanted = settings.prometheus
+    if not wanted.urls:
+        return None
+    return PrometheusSource(urls=wanted.urls, timeout=wanted.timeout, headers=wanted.headers, http=wanted.http)
+
+
+def _build_scrapes(settings: Settings) -> dict[str, ScrapeSource]:
+    return {
+        target.name: ScrapeSource(name=target.name, url=target.url, interval=target.interval, timeout=target.timeout)
+        for target in settings.scrape
+    }
 
 
 async def _run(start: Callable[[], Awaitable[None]]) -> None:

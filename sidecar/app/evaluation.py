@@ -76,7 +76,7 @@ class Evaluator:
         self._clock = clock
         self._sources = sources
         self._pod = pod
-        self._warnings_count = warnings_count
+        self.warnings_count = warnings_count
         self._by_name: dict[str, Rule] = {}
         self._started: dict[str, float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -265,7 +265,7 @@ class Evaluator:
             max_age=rule.max_age,
             series=rule.series,
             may_be_empty=isinstance(rule.condition, Expression | AlertMatch),
-            warnings_count=self._warnings_count,
+            warnings_count=self.warnings_count,
         )
         self._count(rule, reading)
         before = self.triggers[rule.trigger]

@@ -14,7 +14,6 @@ from sidecar.app.clock import stamp
 from sidecar.app.loosening import loosened_rules, loosened_settings
 from sidecar.core.errors import RuleFileError, SettingsError
 from sidecar.core.states import Stage, State
-from sidecar.core.transitions import Policies
 from sidecar.rules.model import RuleSet
 from sidecar.settings.config import Settings, load_settings
 from sidecar.settings.rule_files import load_rules, rule_paths
@@ -105,7 +104,9 @@ class Reloader:
             **loosened_rules(app.evaluator.rules, rules),
         }
         app.rules_error = None
+        app.take_sources(settings)
         app.take_rules(rules)
+        app.take_limits(settings)
         self._pending = settings
         self._apply_pending()
         self.successful, self.error, self.loaded = True, None, app.clock.now().wall
@@ -123,12 +124,12 @@ class Reloader:
         if app.switch.state.state is not State.ACTIVE or app.switch.state.stage is not Stage.NONE:
             self.waiting = "changes to recovery, killed_policy and approvers wait until the switch is ACTIVE again"
             return
+        try:
+            app.take_recovery(settings)
+        except SettingsError as error:
+            self.failed(str(error))
+            log.error("config.reload_failed", extra={"fields": {"error": str(error)}})  # noqa: TRY400
         self._pending, self.waiting = None, None
-        app.switch.policies = Policies(recovery=settings.recovery.policy, gate=settings.gate.policy)
-        app.recoveries.health = app.build_health(settings)
-        app.keeper.publish()
-        # What cannot change while running stays as it was started, so that the status never shows what is not in force.
-        app.take_settings(settings)
 
     async def _refresh_approvers(self) -> None:
         app = self._app

@@ -40,14 +40,20 @@ class RuleSources:
         scrapes: Mapping[str, ScrapeSource],
         probes: Mapping[str, Probe],
     ) -> None:
-        self._prometheus = prometheus
-        self._prometheus_timeout = prometheus_timeout
-        self._scrapes = scrapes
         self._probes = probes
+        self.connect(prometheus, prometheus_timeout, scrapes)
         self._parsed: dict[str, ParsedQuery] = {}
         self._selected: dict[str, ScrapeQuery] = {}
         self.errors: dict[str, str] = {}
         self.used: frozenset[str] = frozenset()
+
+    def connect(
+        self, prometheus: PrometheusSource | None, prometheus_timeout: float, scrapes: Mapping[str, ScrapeSource]
+    ) -> None:
+        """Ask these sources from now on."""
+        self._prometheus = prometheus
+        self._prometheus_timeout = prometheus_timeout
+        self._scrapes = scrapes
 
     @property
     def timeout(self) -> float:
