@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
@@ -47,9 +47,11 @@ from sidecar.core.switch import Switch
 from sidecar.core.transitions import Policies, SwitchState
 from sidecar.rules.document import trigger_document
 from sidecar.rules.model import Operator, RuleSet
-from sidecar.rules.triggers import Trigger
 from sidecar.settings.config import Settings
 from sidecar.settings.rule_files import load_rules
+
+if TYPE_CHECKING:
+    from sidecar.rules.triggers import Trigger
 
 log = logging.getLogger("sidecar.app")
 
@@ -426,7 +428,7 @@ class Application:
             self.recoveries.approvers = self._load_approvers(settings)
         gate = replace(self.switch.policies.gate, killed_policy=settings.gate.policy.killed_policy)
         self._use(Policies(recovery=settings.recovery.policy, gate=gate))
-        self.recoveries.health = self.__build_health(settings)
+        self.recoveries.health = self._build_health(settings)
         self.settings = replace(
             self.settings, recovery=settings.recovery, gate=replace(self.settings.gate, policy=gate)
         )

@@ -50,7 +50,7 @@ class Counters:
     """What metrics are made of; plain numbers, read by the collector."""
 
     evaluations: dict[str, int] = field(default_factory=dict)
-    failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    failures: dict[str, dict[str, int]] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
     shadow_firings: dict[str, int] = field(default_factory=dict)
 
@@ -196,6 +196,10 @@ class Evaluator:
         for group in wanted.values():
             self._tasks[group.name] = asyncio.create_task(self._run_group(group), name=f"group {group.name}")
 
+    def group_names(self) -> list[str]:
+        """The groups, each under a name of its own."""
+        return [group.name for group in self._distinct_groups()]
+
     def _distinct_groups(self) -> Iterator[Group]:
         # A name is unique within its file only; two of the same name are two groups here too.
         seen: dict[str, int] = {}
@@ -315,8 +319,8 @@ class Evaluator:
         counters.evaluations[rule.trigger] = counters.evaluations.get(rule.trigger, 0) + 1
         reason = failure_reason(reading)
         if reason is not None:
-            key = (rule.trigger, reason)
-            counters.failures[key] = counters.failures.get(key, 0) + 1
+            by_reason = counters.failures.setdefault(rule.trigger, {})
+            by_reason[reason] = by_reason.get(reason, 0) + 1
 
     def _report(self, rule: Rule, before: Trigger, after: Trigger, now: Instant) -> None:
         if before.status is not after.status:
