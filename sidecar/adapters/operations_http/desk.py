@@ -4,6 +4,7 @@ Shapes of the dictionaries are those of docs/API.md; they go out as they come.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Protocol, TypedDict
 
 
@@ -40,17 +41,12 @@ class Desk(Protocol):
         """Run the health checks of a recovery now."""
 
     async def audit(
-        self, *, since: float | None, until: float | None, types: Sequence[str], limit: int
+        self, *, since: datetime | None, until: datetime | None, types: set[str] | None, limit: int
     ) -> Sequence[Mapping[str, Any]]:
-        """The newest `limit` audit events of these types (all if empty), newest last.
+        """The newest `limit` audit events of these types (None: of all), newest last; the times are inclusive."""
 
-        `since` and `until` are Unix seconds and inclusive.
-        """
-
-    async def trigger(
-        self, *, reason: str, by: str | None, by_verified: bool, restriction: str | None
-    ) -> Mapping[str, Any]:
-        """Kill; return the status once the gate is closed and the state is durable. `by` None is an unnamed operator."""
+    async def trigger(self, *, reason: str, by: str, by_verified: bool, restriction: str | None) -> Mapping[str, Any]:
+        """Kill; return the status once the gate is closed and the state is durable."""
 
     async def recover(self, *, by: str, reason: str, code: str | None, waive: Sequence[Waive]) -> Mapping[str, Any]:
         """Ask for a recovery, with the first approval; return the status."""
@@ -58,7 +54,7 @@ class Desk(Protocol):
     async def approve(self, *, by: str, code: str) -> Mapping[str, Any]:
         """Approve the recovery that waits; return the status."""
 
-    async def cancel(self, *, by: str | None, reason: str | None, by_verified: bool) -> Mapping[str, Any]:
+    async def cancel(self, *, by: str, reason: str, by_verified: bool) -> Mapping[str, Any]:
         """Take back the recovery under way; return the status."""
 
     async def reload(self) -> None:
@@ -71,4 +67,4 @@ class Desk(Protocol):
         """Why the sidecar is not ready; None when it is. A kill is no reason."""
 
     def subscribe(self) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
-        """Events as they happen, by name and content; listening starts with the first `anext`."""
+        """Events by name and content, for ever: a `status` at once, then whatever changes."""

@@ -29,9 +29,9 @@ class Caller:
 
     name: str | None = None
 
-    def by(self, claimed: str | None) -> str | None:
-        """The name for the audit: the proven one, else the claimed one."""
-        return self.name or claimed
+    def by(self, claimed: str | None) -> str:
+        """The name for the audit: the proven one, else the claimed one, else "operator"."""
+        return self.name or claimed or "operator"
 
     @property
     def verified(self) -> bool:

@@ -20,6 +20,7 @@ from sidecar.core.errors import (
     RecoveryBlocked,
     RuleFileError,
     SettingsError,
+    StorageError,
 )
 
 log = logging.getLogger("sidecar.operations")
@@ -104,6 +105,8 @@ def _of_refusal(error: Exception) -> Problem | None:
             return Problem(429, str(error), headers={"Retry-After": str(max(1, ceil(error.retry_after)))})
         case ApprovalError():
             return Problem(403, str(error))
+        case StorageError():
+            return Problem(503, str(error))
         case TimeoutError():
             return Problem(503, "the answer took too long; look at the status before asking again")
         case ValueError():

@@ -6,7 +6,8 @@ Unknown members are refused, so that a misspelt `restriction` cannot quietly bec
 import asyncio
 import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from math import isfinite
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -160,14 +161,13 @@ def _malformed(faults: Iterable[str]) -> Problem:
     return Problem(400, "; ".join(problems), extra={"problems": problems})
 
 
-class AuditQuestion(BaseModel):
-    """Which audit events; times are Unix seconds."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditQuestion:
+    """Which audit events; `types` None means all."""
 
-    model_config = ConfigDict(frozen=True)
-
-    since: float | None
-    until: float | None
-    types: tuple[str, ...]
+    since: datetime | None
+    until: datetime | None
+    types: set[str] | None
     limit: int
 
 
@@ -193,7 +193,7 @@ def read_audit_question(query: Mapping[str, str], types: Iterable[str]) -> Audit
         faults.append(str(error))
     if faults:
         raise _malformed(faults)
-    return AuditQuestion(since=since, until=until, types=names, limit=limit)
+    return AuditQuestion(since=since, until=until, types=set(names) or None, limit=limit)
 
 
 def _limit(text: str) -> int:
@@ -202,21 +202,20 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def parse_time(text: str) -> float:
-    """Read an RFC 3339 time as Unix seconds; raise ValueError for any other text."""
+def parse_time(text: str) -> datetime:
+    """Read an RFC 3339 time; raise ValueError for any other text."""
     if not _RFC3339.fullmatch(text):
         raise ValueError(f"{text!r} is not an RFC 3339 time such as 2026-01-30T14:30:00Z")
     try:
-        seconds = datetime.fromisoformat(text.upper()).timestamp()
+        return datetime.fromisoformat(text.upper()).astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is not a time that exists") from None
-    return seconds
 
 
 def seconds_until(text: str, now: float) -> float:
     """Read a duration, or an RFC 3339 time after `now` (Unix seconds), as seconds from now; raise ValueError."""
     if _RFC3339.fullmatch(text):
-        seconds = parse_time(text) - now
+        seconds = parse_time(text).timestamp() - now
         if seconds <= 0:
             raise ValueError(f"{text!r} is not in the future")
     else:

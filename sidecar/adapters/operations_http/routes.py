@@ -127,7 +127,7 @@ class Routes:
         asked = await read_question(request, TriggerQuestion)
         status = await self._desk.trigger(
             reason=asked.reason,
-            by=caller.by(asked.by) or "operator",
+            by=caller.by(asked.by),
             by_verified=caller.verified,
             restriction=asked.restriction,
         )
@@ -145,7 +145,7 @@ class Routes:
     async def _cancel(self, request: web.Request, caller: Caller) -> web.Response:
         asked = await read_question(request, CancelQuestion, optional=True)
         status = await self._desk.cancel(
-            by=caller.by(asked.by) or "operator", reason=asked.reason, by_verified=caller.verified
+            by=caller.by(asked.by), reason=asked.reason or "cancelled", by_verified=caller.verified
         )
         return _json(status)
 

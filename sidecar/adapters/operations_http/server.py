@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from time import time
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -156,25 +156,25 @@ class OperationsServer:
         manager = runner.server
         if manager is None:
             raise RuntimeError("aiohttp's runner has no server after its setup")
-        loop, limits = asyncio.get_running_loop(), self._limits
+        loop, most = asyncio.get_running_loop(), self._limits.connections
+        options = self._connection_options()
 
         def accept() -> asyncio.Protocol:
-            if len(manager.connections) >= limits.connections:
-                return _Turned()
-            return _Connection(
-                manager,
-                loop=loop,
-                access_log=None,
-                logger=log,
-                keepalive_timeout=limits.idle_seconds,
-                max_line_size=limits.header_bytes,
-                max_field_size=limits.header_bytes,
-                max_headers=limits.headers,
-                lingering_time=1.0,
-                auto_decompress=False,
-            )
+            return _Turned() if len(manager.connections) >= most else _Connection(manager, loop=loop, **options)
 
         return accept
+
+    def _connection_options(self) -> dict[str, Any]:
+        return {
+            "access_log": None,
+            "logger": log,
+            "keepalive_timeout": self._limits.idle_seconds,
+            "max_line_size": self._limits.header_bytes,
+            "max_field_size": self._limits.header_bytes,
+            "max_headers": self._limits.headers,
+            "lingering_time": 1.0,
+            "auto_decompress": False,  # a small compressed body can stand for a very large one
+        }
 
     def _remove_bound(self) -> None:
         """Remove our socket file, unless another process has put its own in its place."""
@@ -202,7 +202,7 @@ class _Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 - may quote what was sent
     ) -> web.StreamResponse:
         """Answer what could not even be read as a request, and close."""
-        if status < 500:  # noqa: PLR2004
+        if status < 500:
             log.debug("operations.bad_request", extra={"fields": {"error": repr(exc)}})
             problem = Problem(status, "this is not an HTTP/1.1 request, or its head is too large")
         else:
@@ -228,7 +228,7 @@ def _bind(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(_SOCKET_MASK)  # the file must not be open to others even for the moment until a chmod
     try:
-        listener.setblocking(False)
+        listener.settimeout(0.0)
         listener.bind(str(path))
     except BaseException:
         listener.close()
@@ -252,7 +252,7 @@ def _remove_stale(path: Path) -> None:
 
 def _is_served(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        probe.settimeout(0.0)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:

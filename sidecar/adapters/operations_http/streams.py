@@ -39,7 +39,7 @@ class Streams:
         self._stopping = False
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Send a status and then every event, until either end has enough."""
+        """Send every event of the desk, which begins with a status, until either end has enough."""
         if self._stopping or len(self._open) >= self._limit:
             raise Problem(503, f"{len(self._open)} event streams are open already; at most {self._limit}")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **SECURITY_HEADERS})
@@ -68,8 +68,6 @@ class Streams:
         queue: asyncio.Queue[_Event | None] = asyncio.Queue(_QUEUED_EVENTS)
         pump = asyncio.create_task(_pump(self._desk.subscribe(), queue), name="event stream")
         try:
-            await asyncio.sleep(0)  # the subscription stands before the status is taken, so that nothing falls between
-            await self._write(request, response, _lines("status", self._desk.status()))
             while (chunk := await self._next(queue, pump)) is not None:
                 await self._write(request, response, chunk)
         finally:

@@ -150,14 +150,14 @@ def _add(tokens: list[Token], document: Document, at: KeyPath, entry: Any) -> It
         yield document.problem(at, "must be a mapping with name, roles and sha256")
         return
     faults = {key: "is not a key of a token; the keys are name, roles and sha256" for key in entry if key not in _KEYS}
-    name, roles, digest = (entry.get(key) for key in _KEYS)
+    name, roles, digest = entry.get("name"), entry.get("roles"), entry.get("sha256")
     faults |= {
         key: fault
         for key, fault in (("name", _name_fault(name)), ("roles", _roles_fault(roles)), ("sha256", _hash_fault(digest)))
         if fault
     }
     if not faults:
-        token = Token(name=name, roles=frozenset(Role(role) for role in roles), digest=bytes.fromhex(digest))
+        token = Token(name=str(name), roles=frozenset(map(Role, roles or ())), digest=bytes.fromhex(str(digest)))
         faults |= _clash(token, tokens)
         tokens.append(token)
     for key, fault in faults.items():
