@@ -1,0 +1,11 @@
+"""The operations side over HTTP: metrics, health, and the API by which people and programs watch, stop and release.
+
+One set of answers behind two doors: a TCP listener that asks for credentials, and the control socket whose file
+permissions are the credential. Decides nothing about the switch; all of that is asked of a `Desk`.
+"""
+
+from sidecar.adapters.operations_http.desk import Desk, Waive
+from sidecar.adapters.operations_http.server import OperationsLimits, OperationsServer
+from sidecar.adapters.operations_http.tokens import Role, Token, TokensFile
+
+__all__ = ["Desk", "OperationsLimits", "OperationsServer", "Role", "Token", "TokensFile", "Waive"]
