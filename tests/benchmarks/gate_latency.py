@@ -4,9 +4,9 @@
 
 Starts two servers under uvloop in child processes: one that answers every chunk with fixed bytes, unparsed, and the
 gate with a snapshot. Then asks both in turn over one keep-alive connection, TCP and Unix socket, each question after
-the answer to the last (closed loop), and prints p50 and p99 with their ratios: for a question in the same bytes each time, as a bot asks, and
-for varied ones. A third figure is the time that a
-list of 1,000 orders takes, and the longest that another question waited meanwhile.
+the answer to the last (closed loop), and prints p50 and p99 with their ratios: for a question in the same bytes each
+time, as a bot asks, and for varied ones. Last comes the time that a list of 1,000 orders takes, and the longest that
+another question waited meanwhile.
 """
 
 import argparse
@@ -188,6 +188,12 @@ def compare(size: int, requests: int, rounds: int) -> dict[str, object]:
         for process, pipe, _, _ in children.values():
             pipe.send("stop")
             process.join(5)
+    return report | rows(times)
+
+
+def rows(times: dict[tuple[str, str], list[float]]) -> dict[str, object]:
+    """The figures of each way, in microseconds."""
+    report: dict[str, object] = {}
     for way in ("tcp", "unix"):
         for share, name in ((0.5, "p50"), (0.99, "p99")):
             echo, gate, varied = (percentile(times[way, kind], share) * 1e6 for kind in ("echo", "gate", "varied"))
