@@ -304,6 +304,51 @@ async def test_sixteen_kib_of_headers_are_read(gate):
     assert (await gate.ask(head))[0] == 200
 
 
+async def test_the_same_bytes_again_get_the_answer_of_now():
+    async with running(OPEN) as gate:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+
+        async def ask(request: bytes, method: bytes = b"GET") -> str:
+            writer.write(method + b" /gate HTTP/1.1\r\n" + request)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            ((_, headers, _),) = parse_all(head, bodies=False)
+            if method != b"HEAD":
+                await reader.readexactly(int(headers["Content-Length"]))
+            return headers["X-Killswitch-Reason"]
+
+        cancel, new = b"X-Order-Intent: cancel\r\n\r\n", b"X-Order-Intent: newest\r\n\r\n"
+        assert [await ask(request) for request in (new, new, cancel, cancel, new, new)] == [
+            *["active"] * 2,
+            *["cancel"] * 2,
+            *["active"] * 2,
+        ]
+        gate.server.update(SHUT, GatePolicy())
+        assert [await ask(request) for request in (new, cancel, new, new)] == ["killed", "cancel", "killed", "killed"]
+        assert [await ask(new, b"HEAD") for _ in range(3)] == ["killed"] * 3
+        with_body = b"Content-Length: 30\r\n\r\n"
+        assert await ask(with_body) == "killed"
+        writer.write(b"GET /gate HTTP/1.1\r\n\r\n".ljust(30))  # a body that looks like a question
+        assert await ask(cancel) == "cancel"
+        gate.server.set_admit(lambda intent: KILLED)
+        gate.server.update(OPEN, GatePolicy())
+        assert [await ask(new), await ask(new), await ask(cancel)] == ["killed", "killed", "cancel"]
+        writer.close()
+
+
+async def test_bytes_that_were_a_question_are_no_question_inside_a_body(gate):
+    question = b"GET /gate HTTP/1.1\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+    for _ in range(2):
+        writer.write(question)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        await reader.readexactly(int(parse_all(head, bodies=False)[0][1]["Content-Length"]))
+    writer.write(b"POST /v1/orders/check HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(question))
+    await asyncio.sleep(0.02)
+    writer.write(question)
+    assert b" 400 " in await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+
+
 async def test_nothing_after_close_is_answered(gate):
     data = await gate.talk(b"GET /gate HTTP/1.1\r\nConnection: close\r\n\r\nGET /gate HTTP/1.1\r\n\r\n")
     assert len(parse_all(data)) == 1

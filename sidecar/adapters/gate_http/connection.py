@@ -109,7 +109,9 @@ class GateConnection(asyncio.Protocol):
 
     __slots__ = (
         "_arrived",
+        "_asked_key",
         "_backlog",
+        "_begun",
         "_body",
         "_body_size",
         "_busy",
@@ -122,6 +124,8 @@ class GateConnection(asyncio.Protocol):
         "_headers",
         "_intent",
         "_intent_seen",
+        "_known_key",
+        "_known_question",
         "_leaving",
         "_limits",
         "_loop",
@@ -165,6 +169,11 @@ class GateConnection(asyncio.Protocol):
         self._reading = True
         self._ended = False
         self._leaving = False
+        # The question asked last on this connection, if it came whole and alone, and which prepared answer it gets.
+        self._known_question = b""
+        self._known_key = 0
+        self._begun = 0
+        self._asked_key: int | None = None
         self._parser = httptools.HttpRequestParser(self)
 
     # What the event loop calls.
@@ -190,9 +199,27 @@ class GateConnection(asyncio.Protocol):
         elif self._busy or self._backlog or len(data) > _SLICE:
             self._backlog += data
             self._schedule_pump()
+        elif data == self._known_question and self._stage == _IDLE and not self._roster.stopping:
+            self._arrived = monotonic()
+            self.deadline = self._arrived + self._limits.idle_seconds
+            self._answer(self._known_key)
         else:
             self._arrived = monotonic()
+            self._begun = 0
+            self._asked_key = None
+            idle = self._stage == _IDLE
             self._feed(data)
+            if idle:
+                self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        """Remember the bytes of one whole `/gate` question: a bot sends the same again, and they mean the same again.
+
+        Between two messages the parser has no memory, so what these bytes ask does not depend on what came before.
+        """
+        if self._asked_key is None or self._begun != 1 or self._stage != _IDLE or self._is_held():
+            return
+        self._known_question, self._known_key = data, self._asked_key
 
     def eof_received(self) -> bool:
         """Keep the half that is still open while an answer is owed on it."""
@@ -226,6 +253,7 @@ class GateConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Forget the request before."""
         self._begin()
+        self._begun += 1
         self._stage = _HEAD
         self.deadline = self._arrived + self._limits.head_seconds
 
@@ -262,7 +290,7 @@ class GateConnection(asyncio.Protocol):
         if path == _GATE or path.startswith(_BELOW_GATE):
             # A peer that waits for "100 Continue" may send its body or not; without the connection nobody has to guess.
             close = self._close_after = close or self._expects
-            key = gate_key(self._intent, head=parser.get_method() == b"HEAD", close=close)
+            key = self._asked_key = gate_key(self._intent, head=parser.get_method() == b"HEAD", close=close)
             if self._busy:
                 self._queue.append(partial(self._answer, key))
             else:
