@@ -235,7 +235,7 @@ class _Family:
             sample = known.get(labels)
             if sample is None:
                 sample = Sample(self._sample_name, dict(zip(self._labels, labels, strict=True)), value)
-            elif sample.value != value and not (value != value and sample.value != sample.value):  # noqa: PLR0124 - NaN
+            elif sample.value != value and not (value != value and sample.value != sample.value):
                 sample = Sample(self._sample_name, sample.labels, value)
             samples[labels] = sample
         self._samples = samples

@@ -156,6 +156,7 @@ class Keeper:
             observer(snapshot)
 
     def _tell(self, change: Change) -> None:
+        _log_change(change)
         for observer in self.observers.change:
             observer(change)
 
@@ -284,3 +285,13 @@ class Keeper:
         self._durable_generation = max(self._durable_generation, generation)
         async with self._settled:
             self._settled.notify_all()
+
+
+def _log_change(change: Change) -> None:
+    event = change_event(change)
+    data = event["data"]
+    fields = {"from": event["from"], "to": event["to"], "by": event["by"], "reason": event["reason"], **data}
+    level = logging.WARNING if change.after.state is State.KILLED else logging.INFO
+    log.log(
+        level, event["type"], extra={"fields": {name: value for name, value in fields.items() if value is not None}}
+    )

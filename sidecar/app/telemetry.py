@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import sidecar
 from sidecar.adapters.instruments import GateTelemetry, RecordTelemetry, SwitchTelemetry, TriggerTelemetry
 from sidecar.core.recovery import cooldown_remaining
-from sidecar.core.states import State
 from sidecar.core.switch import Change
 from sidecar.core.transitions import SwitchState
 from sidecar.rules.model import Rule
@@ -14,6 +13,7 @@ from sidecar.rules.triggers import limit_of, limit_used
 
 if TYPE_CHECKING:
     from sidecar.app.application import Application
+    from sidecar.core.states import State
 
 
 class AppTelemetry:
