@@ -31,7 +31,7 @@ from sidecar.core.events import (
     Waiver,
 )
 from sidecar.core.policy import GatePolicy, RecoveryPolicy, RestartStep
-from sidecar.core.states import Action, Instant, Mode, Restriction, State
+from sidecar.core.states import Action, Instant, Mode, Restriction, Stage, State
 from sidecar.core.switch import Change, Proposal, Switch
 from sidecar.core.transitions import LOOSENING, Policies, SwitchState, approvals_needed
 
@@ -128,12 +128,16 @@ class SwitchMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.switch.state.state is not State.ACTIVE)
     @rule(by=PEOPLE, other=PEOPLE)
     def a_recovery_goes_through(self, by: str, other: str) -> None:
+        for name in list(self.demanding):
+            self.a_rule_clears(name)
+        self._apply(CancelRecovery(by=by))
         self.somebody_asks_for_recovery(by, [], None)
         self.somebody_approves(other)
         self._stored_at_once(BeginRecovery())
         self.now = Instant(mono=self.now.mono + 10, wall=self.now.wall + 10)
         self._stored_at_once(Reopen())
 
+    @precondition(lambda self: self.switch.state.stage is Stage.GRADUAL_RESTART)
     @rule()
     def a_step_is_due_and_stored_at_once(self) -> None:
         self.now = Instant(mono=self.now.mono + 20, wall=self.now.wall + 20)
@@ -242,7 +246,7 @@ class SwitchMachine(RuleBasedStateMachine):
         snapshot = self.switch.snapshot()
         if self.owes_recovery:
             assert snapshot.state in (State.KILLED, State.RECOVERING)
-            assert snapshot.factor == snapshot.gate_factor == 0.0
+            assert self.switch.state.factor == snapshot.factor == snapshot.gate_factor == 0.0
             assert snapshot.gate_restriction >= self.asked > Restriction.NONE
 
     @invariant()
@@ -268,5 +272,5 @@ class SwitchMachine(RuleBasedStateMachine):
         assert not asking or self.switch.state.state is State.KILLED
 
 
-SwitchMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+SwitchMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestSwitch = SwitchMachine.TestCase
