@@ -47,11 +47,7 @@ class Switch:
         self.name = name
         self.mode = mode
         self.policies = policies
-        if mode is not Mode.DISABLED and state.state is State.DISABLED:
-            raise InvariantViolation(
-                f"switch {name!r} is to start {mode.value} from a state that is DISABLED, which must never be stored: "
-                "what was in force before is unknown"
-            )
+        self._refuse_disabled(state)
         self._state = replace(state, state=State.DISABLED) if mode is Mode.DISABLED else state
         self._highest_epoch = state.epoch
         self._demands: dict[str, tuple[Demand, ...]] = {}
@@ -118,14 +114,26 @@ class Switch:
         return True
 
     def restore(self, state: SwitchState, now: Instant) -> tuple[Change, ...]:
-        """Take over the stored state; kills that came in before it was known are applied on top of it."""
-        early = self._state.causes
+        """Take over the stored state; kills that came in before it was known are applied on top of it.
+
+        Raises:
+            InvariantViolation: the stored state is DISABLED, which is never stored, and this switch enforces.
+        """
+        self._refuse_disabled(state)
+        early, asked = self._state.causes, self._state.kill_restriction
         self._highest_epoch = max(self._highest_epoch, state.epoch)
         if self.mode is Mode.DISABLED:
             return ()
         self._state = state
-        changes = [self.apply(Kill(cause=cause), now) for cause in early]
+        changes = [self.apply(Kill(cause=cause, restriction=asked), now) for cause in early]
         return tuple(change for change in changes if isinstance(change, Change))
+
+    def _refuse_disabled(self, state: SwitchState) -> None:
+        if self.mode is not Mode.DISABLED and state.state is State.DISABLED:
+            raise InvariantViolation(
+                f"switch {self.name!r} is to run {self.mode.value} from a state that is DISABLED, which must never be "
+                "stored: what was in force before is unknown"
+            )
 
     def restamp(self) -> None:
         """Give the present state an epoch above any that was proposed, because it must win over a void proposal."""

@@ -6,7 +6,7 @@ Knows no YAML and no source; `sidecar.settings` builds these, `sidecar.rules.tri
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, assert_never
 
 from sidecar.core.states import Action
 
@@ -36,6 +36,8 @@ class Operator(StrEnum):
                 return value == threshold
             case Operator.NE:
                 return value != threshold
+            case _:
+                assert_never(self)
 
     @property
     def symbol(self) -> str:

@@ -7,6 +7,7 @@ one part of a whole. Each of these is a type of its own here, and only `Fresh` c
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite, isnan
+from typing import assert_never
 
 FUTURE_TOLERANCE_SECONDS = 5.0
 """How far a sample or a beat may lie in the future before it is failed; covers ordinary differences of two clocks."""
@@ -185,6 +186,8 @@ def describe(reading: Reading) -> str:
             return f"partial: the source warns {'; '.join(reading.warnings)}"
         case Failed():
             return f"{reading.reason}: {reading.message}"
+        case _:
+            assert_never(reading)
 
 
 def failure_reason(reading: Reading) -> str | None:
@@ -202,3 +205,5 @@ def failure_reason(reading: Reading) -> str | None:
             return "partial"
         case Failed():
             return reading.reason
+        case _:
+            assert_never(reading)

@@ -88,10 +88,10 @@ class Blindness:
     unreachable_seen: bool
     message: str
 
-    def answered_for(self, now: Instant) -> float:
-        """Seconds that the source has answered with nothing usable; it only grows, until a fresh reading."""
+    def answered_for(self, now: Instant) -> float | None:
+        """Seconds that the source has answered with nothing usable; they only grow. None if it never answered."""
         if self.answering_since is None:
-            return 0.0
+            return None
         return (now.mono if self.unreachable_since is None else self.unreachable_since) - self.answering_since
 
 
@@ -408,7 +408,8 @@ def _blind_demands(rule: Rule, trigger: Trigger, now: Instant) -> Iterator[Deman
     policy = rule.on_no_data
     if blindness.unreachable_seen and now.mono - blindness.since >= policy.hold_for:
         yield _no_data(rule, policy.unreachable, blindness)
-    if blindness.answering_since is not None and blindness.answered_for(now) >= policy.hold_for:
+    answered = blindness.answered_for(now)
+    if answered is not None and answered >= policy.hold_for:
         yield _no_data(rule, policy.then, blindness)
 
 
@@ -449,12 +450,10 @@ def limit_used(rule: Rule, trigger: Trigger) -> float | None:
         case Threshold():
             away = rule.condition.operator.points_away_from_zero(limit)
             return max(0.0, value / limit) if away else None
-        case Heartbeat() | OrderRate() | Watchdog():
-            return max(0.0, value / limit)
         case Connectivity():
             return trigger.failures / limit
         case _:
-            return None
+            return max(0.0, value / limit)
 
 
 def explain(rule: Rule, value: float | None, step: Step | None = None) -> str:

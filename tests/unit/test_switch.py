@@ -347,3 +347,49 @@ def test_an_overlay_is_kept_as_given() -> None:
     switch.cover(Overlay(stale="stopped"))
     assert switch.overlay.stale == "stopped"
     assert switch.snapshot().reason.code is ReasonCode.STALE
+
+
+# Restoring
+
+
+def test_a_kill_before_the_stored_state_was_known_stays_as_strict_as_it_was_asked_for() -> None:
+    switch = make(policies=Policies(gate=GatePolicy(killed_policy=Restriction.REDUCE_ONLY)))
+    switch.apply(replace(kill("early"), restriction=Restriction.HALT), NOW)
+    (change,) = switch.restore(SwitchState(epoch=41), LATER)
+    assert (switch.state.state, switch.state.kill_restriction) == (State.KILLED, Restriction.HALT)
+    assert [cause.reason for cause in switch.state.causes] == ["early"]
+    assert change.after.epoch == 42
+
+
+def test_a_stored_kill_is_taken_over_and_needs_no_change() -> None:
+    stored = make()
+    stored.apply(kill("stored"), NOW)
+    switch = make()
+    assert switch.restore(stored.state, LATER) == ()
+    assert switch.state is stored.state
+
+
+def test_an_early_kill_ends_a_stored_recovery() -> None:
+    stored = make()
+    stored.apply(kill("stored"), NOW)
+    begin(stored)
+    switch = make()
+    switch.apply(kill("early"), NOW)
+    switch.restore(stored.state, LATER)
+    assert (switch.state.state, switch.state.recovery) == (State.KILLED, None)
+    assert [cause.reason for cause in switch.state.causes] == ["stored", "early"]
+
+
+def test_a_disabled_switch_takes_nothing_over() -> None:
+    stored = make()
+    stored.apply(kill(), NOW)
+    switch = make(mode=Mode.DISABLED)
+    assert switch.restore(stored.state, LATER) == ()
+    assert switch.state.state is State.DISABLED
+
+
+def test_a_stored_disabled_state_is_not_taken_over() -> None:
+    switch = make()
+    with pytest.raises(InvariantViolation, match="DISABLED"):
+        switch.restore(SwitchState(state=State.DISABLED), LATER)
+    assert switch.state.state is State.ACTIVE
