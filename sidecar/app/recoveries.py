@@ -40,7 +40,7 @@ from sidecar.core.events import (
 from sidecar.core.recovery import Due, Lockouts, due, ended_waivers, needs_checkpoint
 from sidecar.core.states import Stage, State
 from sidecar.core.transitions import TABLE
-from sidecar.rules.model import Threshold
+from sidecar.rules.triggers import with_threshold
 
 log = logging.getLogger("sidecar.recoveries")
 
@@ -203,8 +203,8 @@ class RecoveryDesk:
         if rule is None:
             known = ", ".join(sorted(rule.trigger for rule in self._evaluator.rules.rules))
             raise ValueError(f"waive: there is no rule {name!r}; the rules are {known}")
-        if threshold is not None and not isinstance(rule.condition, Threshold):
-            raise ValueError(f"waive: rule {name!r} is of type {rule.kind} and has no threshold to replace")
+        if threshold is not None:
+            with_threshold(rule, float(str(threshold)))  # says what is wrong with the rule or the number
         if not isinstance(seconds, float) or seconds <= 0:
             raise ValueError(f"waive: the waiver of {name!r} must end in the future")
         now = self._clock.now()
@@ -229,8 +229,7 @@ class RecoveryDesk:
             if recovery is None or recovery.stage is not Stage.VALIDATING:
                 return
             await self.check_health()
-            recovery = self._keeper.switch.state.recovery
-            if recovery is None or recovery.stage is not Stage.VALIDATING:
+            if self._keeper.switch.state.recovery is not recovery:
                 raise InvalidTransition("the recovery ended while it was being checked: a new kill voids all approvals")
             blockers = self.blockers(recovery.waivers)
             if blockers:
