@@ -122,6 +122,7 @@ class RecordTelemetry:
         audit_head_sequence: `seq` of the newest audit event; 0 before the first.
         reload_successful: whether the last attempt to read the configuration succeeded.
         reload_success: Unix seconds of the last success; None if there was none.
+        config_loosened: reloads since the start that made something less strict.
         webhook_alerts: alerts received, by what became of them, out of WEBHOOK_RESULTS.
     """
 
@@ -131,6 +132,7 @@ class RecordTelemetry:
     state_write_failures: int = 0
     reload_successful: bool
     reload_success: float | None
+    config_loosened: int = 0
     webhook_alerts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -218,34 +220,56 @@ class Distribution:
 
 
 class _Family:
-    """One metric; samples that did not change are the same objects in the next scrape, which saves writing them anew."""
+    """One metric. Samples that did not change are the same objects in the next scrape, so nobody writes them anew.
 
-    def __init__(self, kind: str, name: str, labels: Sequence[str], documentation: str) -> None:
+    Args:
+        kind: gauge or counter.
+        name: without `_total`.
+        labels: names.
+        documentation: one sentence.
+        members: the closed set of values of the last label, where it has one.
+    """
+
+    def __init__(
+        self, kind: str, name: str, labels: Sequence[str], documentation: str, members: Sequence[str] = ()
+    ) -> None:
         self._kind = kind
         self._name = name
         self._sample_name = f"{name}_total" if kind == "counter" else name
         self._labels = tuple(labels)
         self._documentation = documentation
-        self._samples: dict[tuple[str, ...], Sample] = {}
+        self._members = tuple((member,) for member in members) or ((),)
+        self._shown: dict[tuple[str, ...], tuple[tuple[float, ...], list[Sample]]] = {}
 
-    def of(self, values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-        """The family with these values, by label values."""
-        known, samples = self._samples, {}
-        for labels, value in values:
-            sample = known.get(labels)
-            if sample is None:
-                sample = Sample(self._sample_name, dict(zip(self._labels, labels, strict=True)), value)
-            elif sample.value != value and not (value != value and sample.value != sample.value):
-                sample = Sample(self._sample_name, sample.labels, value)
-            samples[labels] = sample
-        self._samples = samples
+    def of(self, rows: Iterable[tuple[tuple[str, ...], tuple[float, ...]]]) -> Metric:
+        """The family with these rows: the values of all labels but the closed one, and one number for each member."""
+        before, self._shown = self._shown, {}
+        samples: list[Sample] = []
+        for labels, values in rows:
+            row = before.get(labels)
+            if row is None:
+                row = (values, self._new(labels, values))
+            elif row[0] != values:
+                row = (values, [_revalued(sample, value) for sample, value in zip(row[1], values, strict=True)])
+            self._shown[labels] = row
+            samples += row[1]
         family = Metric(self._name, self._documentation, self._kind)
-        family.samples = list(samples.values())
+        family.samples = samples
         return family
 
     def only(self, value: float) -> Metric:
         """The family with its one series that has no labels."""
-        return self.of([((), value)])
+        return self.of([((), (value,))])
+
+    def _new(self, labels: tuple[str, ...], values: tuple[float, ...]) -> list[Sample]:
+        return [
+            Sample(self._sample_name, dict(zip(self._labels, (*labels, *member), strict=True)), value)
+            for member, value in zip(self._members, values, strict=True)
+        ]
+
+
+def _revalued(sample: Sample, value: float) -> Sample:
+    return sample if sample.value is value or sample.value == value else sample._replace(value=value)
 
 
 class _Histogram:
@@ -279,12 +303,12 @@ def _number(value: float) -> str:
     return str(floatToGoString(value))  # type: ignore[no-untyped-call]
 
 
-def _gauge(name: str, labels: Sequence[str], documentation: str) -> _Family:
-    return _Family("gauge", name, labels, documentation)
+def _gauge(name: str, labels: Sequence[str], documentation: str, members: Sequence[str] = ()) -> _Family:
+    return _Family("gauge", name, labels, documentation, members)
 
 
-def _counter(name: str, labels: Sequence[str], documentation: str) -> _Family:
-    return _Family("counter", name, labels, documentation)
+def _counter(name: str, labels: Sequence[str], documentation: str, members: Sequence[str] = ()) -> _Family:
+    return _Family("counter", name, labels, documentation, members)
 
 
 def _known(value: float | None) -> float:
@@ -304,11 +328,13 @@ class _SwitchFamilies:
             "killswitch_state",
             ("switch", "state"),
             "1 for the durable state of the switch, 0 for the others; all 0 until state is restored.",
+            tuple(State),
         )
         self._restriction = _gauge(
             "killswitch_restriction",
             ("switch", "restriction"),
             "1 for what the switch restricts orders to, 0 for the others; halt until state is restored.",
+            [restriction.label for restriction in Restriction],
         )
         self._factor = _gauge(
             "killswitch_position_limit_factor",
@@ -320,6 +346,7 @@ class _SwitchFamilies:
             "killswitch_recovery_stage",
             ("switch", "stage"),
             "1 for the stage of the recovery, 0 for the others; all 0 until state is restored.",
+            tuple(Stage),
         )
         self._cooldown = _gauge(
             "killswitch_recovery_cooldown_remaining_seconds",
@@ -337,19 +364,19 @@ class _SwitchFamilies:
 
     def collect(self, seen: SwitchTelemetry) -> Iterator[Metric]:
         name, exported = seen.switch, seen.exported
-        yield self._info.of([((seen.version, name, seen.mode.value, seen.config_hash), 1.0)])
+        yield self._info.of([((seen.version, name, seen.mode.value, seen.config_hash), (1.0,))])
         state = None if exported is None else exported.state
-        yield self._state.of(((name, one.value), one is state) for one in State)
+        yield self._state.of([((name,), tuple(one is state for one in State))])
         restriction = Restriction.HALT if exported is None else exported.restriction
-        yield self._restriction.of(((name, one.label), one is restriction) for one in Restriction)
-        yield self._factor.of([((name,), 0.0 if exported is None else exported.factor)])
-        yield self._epoch.of([((name,), 0 if exported is None else exported.epoch)])
+        yield self._restriction.of([((name,), tuple(one is restriction for one in Restriction))])
+        yield self._factor.of([((name,), (0.0 if exported is None else exported.factor,))])
+        yield self._epoch.of([((name,), (0 if exported is None else exported.epoch,))])
         stage = None if exported is None else exported.stage
-        yield self._stage.of(((name, one.value), one is stage) for one in Stage)
+        yield self._stage.of([((name,), tuple(one is stage for one in Stage))])
         yield self._cooldown.only(seen.cooldown_remaining)
         yield self._last_transition.only(_known(seen.last_transition))
         yield self._transitions.of(
-            ((start.value, end.value), seen.transitions.get((start, end), 0)) for start, end in TRANSITIONS
+            ((start.value, end.value), (seen.transitions.get((start, end), 0),)) for start, end in TRANSITIONS
         )
 
 
@@ -362,6 +389,7 @@ class _TriggerFamilies:
             "killswitch_trigger_status",
             ("trigger", "status"),
             "1 for whether the rule is inactive, pending or firing, 0 for the others.",
+            tuple(Status),
         )
         self._armed = _gauge(
             "killswitch_trigger_armed", trigger, "1 if the rule's last evaluation gave a fresh reading: it could fire."
@@ -388,20 +416,28 @@ class _TriggerFamilies:
             "killswitch_trigger_evaluation_failures",
             ("trigger", "reason"),
             "Evaluations of the rule that gave no fresh reading, by what was wrong.",
+            FAILURE_REASONS,
         )
 
     def collect(self, triggers: Sequence[TriggerTelemetry]) -> Iterator[Metric]:
-        yield self._status.of(((one.name, status.value), one.status is status) for one in triggers for status in Status)
-        yield self._armed.of(((one.name,), one.armed) for one in triggers)
-        yield self._waived.of(((one.name,), one.waived) for one in triggers)
-        yield self._value.of(((one.name,), _known(one.value)) for one in triggers)
-        yield self._threshold.of(((one.name,), _known(one.threshold)) for one in triggers)
-        yield self._limit_used.of(((one.name,), _known(one.limit_used)) for one in triggers)
-        yield self._sample_age.of(((one.name,), _known(one.sample_age)) for one in triggers)
-        yield self._evaluations.of(((one.name,), one.evaluations) for one in triggers)
-        yield self._failures.of(
-            ((one.name, reason), one.failures.get(reason, 0)) for one in triggers for reason in FAILURE_REASONS
-        )
+        names = [(one.name,) for one in triggers]
+        yield self._status.of(zip(names, (_STATUS_ROWS[one.status] for one in triggers), strict=True))
+        yield self._armed.of(zip(names, ((one.armed,) for one in triggers), strict=True))
+        yield self._waived.of(zip(names, ((one.waived,) for one in triggers), strict=True))
+        yield self._value.of(zip(names, ((_known(one.value),) for one in triggers), strict=True))
+        yield self._threshold.of(zip(names, ((_known(one.threshold),) for one in triggers), strict=True))
+        yield self._limit_used.of(zip(names, ((_known(one.limit_used),) for one in triggers), strict=True))
+        yield self._sample_age.of(zip(names, ((_known(one.sample_age),) for one in triggers), strict=True))
+        yield self._evaluations.of(zip(names, ((one.evaluations,) for one in triggers), strict=True))
+        yield self._failures.of(zip(names, (_failure_row(one.failures) for one in triggers), strict=True))
+
+
+_STATUS_ROWS: Final = {status: tuple(float(status is one) for one in Status) for status in Status}
+_NO_FAILURES: Final = (0,) * len(FAILURE_REASONS)
+
+
+def _failure_row(failures: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(failures.get(reason, 0) for reason in FAILURE_REASONS) if failures else _NO_FAILURES
 
 
 class _RecordFamilies:
@@ -434,7 +470,10 @@ class _RecordFamilies:
             "How much later than planned the lease on the gate's answers was renewed; past the lease, readers deny.",
         )
         self._webhook = _counter(
-            "killswitch_webhook_alerts", ("result",), "Alerts that the webhook received, by what became of them."
+            "killswitch_webhook_alerts",
+            ("result",),
+            "Alerts that the webhook received, by what became of them.",
+            WEBHOOK_RESULTS,
         )
         self._audit_events = _counter("killswitch_audit_events", (), "Events appended to the audit.")
         self._audit_failures = _counter(
@@ -454,25 +493,29 @@ class _RecordFamilies:
             (),
             "Unix time when configuration and rules were last read with success; NaN if never.",
         )
+        self._loosened = _counter(
+            "killswitch_config_loosened", (), "Reloads that made something less strict; the audit has the difference."
+        )
 
     def collect(
         self, telemetry: Telemetry, evaluations: Distribution, breaches: Distribution, lease_delays: Distribution
     ) -> Iterator[Metric]:
         yield self._evaluation_duration.of_distribution(evaluations)
-        yield self._missed.of(((group,), count) for group, count in telemetry.missed_iterations().items())
-        yield self._source_up.of(((source,), up) for source, up in telemetry.sources().items())
+        yield self._missed.of(((group,), (count,)) for group, count in telemetry.missed_iterations().items())
+        yield self._source_up.of(((source,), (up,)) for source, up in telemetry.sources().items())
         yield self._breach_to_block.of_distribution(breaches)
         yield self._lease_delay.of_distribution(lease_delays)
         gate = telemetry.gate()
-        yield self._decisions.of(gate.decisions.items())
+        yield self._decisions.of((pair, (count,)) for pair, count in gate.decisions.items())
         yield self._decision_duration.of(gate.duration_bounds, gate.duration_counts, gate.duration_sum)
         yield from self._written(telemetry.records())
 
     def _written(self, seen: RecordTelemetry) -> Iterator[Metric]:
-        yield self._webhook.of(((result,), seen.webhook_alerts.get(result, 0)) for result in WEBHOOK_RESULTS)
+        yield self._webhook.of([((), tuple(seen.webhook_alerts.get(result, 0) for result in WEBHOOK_RESULTS))])
         yield self._audit_events.only(seen.audit_events)
         yield self._audit_failures.only(seen.audit_write_failures)
         yield self._audit_head.only(seen.audit_head_sequence)
         yield self._state_failures.only(seen.state_write_failures)
         yield self._reload_successful.only(seen.reload_successful)
         yield self._reload_success.only(_known(seen.reload_success))
+        yield self._loosened.only(seen.config_loosened)

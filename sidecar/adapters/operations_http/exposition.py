@@ -76,63 +76,65 @@ class FamilyWriter:
     def __init__(self, encoder: Callable[[Any], bytes]) -> None:
         self._encoder = encoder
         self._ends_with_eof = encoder(_Collected([])) == _OPENMETRICS_END
-        self._heads: dict[tuple[str, str, str, str], str] = {}
-        self._lines: dict[int, tuple[Sample, str]] = {}
-        self._prefixes: dict[tuple[int, str], tuple[dict[str, str], str | None]] = {}
+        self._written: dict[_Key, _Written] = {}
 
     def write(self, families: Iterable[Metric]) -> bytes:
-        """Write these families; what is remembered of series that are not among them is forgotten."""
-        # An id may come back for another object once the first is gone. Each memory holds on to the object it is about
-        # and is built anew in each scrape, so nothing is mistaken and nothing piles up.
-        self._old_lines, self._lines = self._lines, {}
-        self._old_prefixes, self._prefixes = self._prefixes, {}
-        text = "".join(self._family(family) for family in families)
-        self._old_lines, self._old_prefixes = {}, {}
+        """Write these families; what is remembered of families that are not among them is forgotten."""
+        before, self._written = self._written, {}
+        text = "".join(self._family(family, before) for family in families)
         return text.encode() + (_OPENMETRICS_END if self._ends_with_eof else b"")
 
-    def _family(self, family: Metric) -> str:
-        parts = [self._head(family)]
-        old, new = self._old_lines, self._lines
-        for sample in family.samples:
-            known = old.get(id(sample))
-            if known is None or known[0] is not sample:
-                line = self._line(family, sample)
-                if line is None:
-                    return self._whole(family)
-                known = (sample, line)
-            new[id(sample)] = known
-            parts.append(known[1])
-        return "".join(parts)
+    def _family(self, family: Metric, before: dict["_Key", "_Written"]) -> str:
+        key = (family.name, family.type, family.documentation, family.unit)
+        written = before.get(key)
+        if written is None or len(written.samples) != len(family.samples):
+            written = _Written(head=self._whole(_like(family)), size=len(family.samples))
+        for place, (sample, known) in enumerate(zip(family.samples, written.samples, strict=True)):
+            if sample is not known and not self._rewrite(family, written, place, sample):
+                return self._whole(family)
+        self._written[key] = written
+        return written.head + "".join(written.lines)
 
-    def _line(self, family: Metric, sample: Sample) -> str | None:
+    def _rewrite(self, family: Metric, written: "_Written", place: int, sample: Sample) -> bool:
+        """Write one line anew; False where the format makes anything else of the sample than one line."""
         if sample.timestamp is not None or sample.exemplar is not None:
-            return None
-        key = (id(sample.labels), sample.name)
-        known = self._prefixes.get(key) or self._old_prefixes.get(key)
-        if known is None or known[0] is not sample.labels:
-            known = (sample.labels, self._prefix(family, sample))
-        self._prefixes[key] = known
-        return None if known[1] is None else f"{known[1]}{_number(sample.value)}\n"
+            return False
+        known = written.samples[place]
+        if known is None or known.labels is not sample.labels or known.name != sample.name:
+            prefix = self._prefix(family, written.head, sample)
+            if prefix is None:
+                return False
+            written.prefixes[place] = prefix
+        written.samples[place] = sample
+        written.lines[place] = f"{written.prefixes[place]}{_number(sample.value)}\n"
+        return True
 
-    def _prefix(self, family: Metric, sample: Sample) -> str | None:
-        """The line up to its value; None where the format makes anything else of the sample than one line."""
+    def _prefix(self, family: Metric, head: str, sample: Sample) -> str | None:
+        """The library's line for this sample up to the value; None where it writes something else."""
         lone = _like(family)
         lone.samples = [Sample(sample.name, sample.labels, 0.0)]
-        head, text = self._head(family), self._whole(lone)
+        text = self._whole(lone)
         line = text.removeprefix(head)
-        if text == line or not line.endswith(_ZERO) or line.count("\n") != 1 or line.startswith("#"):
+        if not text.startswith(head) or not line.endswith(_ZERO) or line.count("\n") != 1 or line.startswith("#"):
             return None
         return line.removesuffix(_ZERO)
-
-    def _head(self, family: Metric) -> str:
-        key = (family.name, family.type, family.documentation, family.unit)
-        if key not in self._heads:
-            self._heads[key] = self._whole(_like(family))
-        return self._heads[key]
 
     def _whole(self, family: Metric) -> str:
         text = self._encoder(_Collected([family]))
         return (text.removesuffix(_OPENMETRICS_END) if self._ends_with_eof else text).decode()
+
+
+_Key = tuple[str, str, str, str]
+
+
+class _Written:
+    """What was written of one family: for every sample, in its order, the line and the line without the value."""
+
+    def __init__(self, *, head: str, size: int) -> None:
+        self.head = head
+        self.samples: list[Sample | None] = [None] * size
+        self.prefixes = [""] * size
+        self.lines = [""] * size
 
 
 class _Collected:

@@ -204,7 +204,9 @@ class _Connection(web.RequestHandler):
         """Answer what could not even be read as a request, and close."""
         if status < 500:
             log.debug("operations.bad_request", extra={"fields": {"error": repr(exc)}})
-            problem = Problem(status, "this is not an HTTP/1.1 request, or its head is too large")
+            problem = Problem(
+                status, "this is no HTTP/1.1 request, has not exactly one Host header, or its head is too large"
+            )
         else:
             log.error("operations.request_failed", exc_info=exc)
             problem = Problem(status, "an internal error; the log has the details")
