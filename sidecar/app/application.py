@@ -32,6 +32,7 @@ from sidecar.app.evaluation import Evaluator
 from sidecar.app.health import HealthChecks, QueryCheck
 from sidecar.app.keeper import Document, Keeper
 from sidecar.app.memory import DiskMemory
+from sidecar.app.order_brake import OrderBrake
 from sidecar.app.places import run_path
 from sidecar.app.recoveries import RecoveryDesk
 from sidecar.app.reload import Reloader
@@ -46,7 +47,8 @@ from sidecar.core.states import Instant, Mode
 from sidecar.core.switch import Switch
 from sidecar.core.transitions import Policies, SwitchState
 from sidecar.rules.document import trigger_document
-from sidecar.rules.model import Operator, RuleSet
+from sidecar.rules.model import Operator, Rule, RuleSet
+from sidecar.rules.readings import Answer, Failure
 from sidecar.settings.config import Settings
 from sidecar.settings.rule_files import load_rules
 
@@ -101,7 +103,7 @@ class Application:
             prometheus=self.prometheus,
             prometheus_timeout=settings.prometheus.timeout,
             scrapes=self.scrapes,
-            probes=probes,
+            probes={**probes, "order_rate": self._probe_orders},
         )
         self.evaluator = Evaluator(
             keeper=self.keeper,
@@ -119,6 +121,7 @@ class Application:
             ready=self.not_ready,
         )
         self.recoveries.health_interval = min(settings.rules.interval, 5.0)
+        self.brake = OrderBrake(evaluator=self.evaluator, clock=clock)
         self.gate = GateServer(switch=settings.switch.name)
         self.page: StatePage | None = None
         self.memory: DiskMemory | None = None
@@ -175,6 +178,9 @@ class Application:
                 },
             )
         return Approvers.from_environment(code)
+
+    async def _probe_orders(self, rule: Rule) -> Answer | Failure:
+        return await self.brake.probe(rule)
 
     # Running
 
@@ -391,6 +397,8 @@ class Application:
         """Evaluate these rules from now on."""
         self.sources.prepare(rules)
         self.evaluator.load(rules, opened=self.opened)
+        self.brake.load(rules)
+        self.gate.set_admit(self.brake.admit if self.brake.counts and self.switch.mode is not Mode.DISABLED else None)
         if self.switch.mode is not Mode.DISABLED:
             self.evaluator.start()
         self.refresh()

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-_CPU_FOLDERS = ("cpuacct", "cpu,cpuacct", "cpuacct,cpu", "cpu")
-_V1_FOLDERS = ("memory", *_CPU_FOLDERS)
+_V1_FOLDERS = ("memory", "cpuacct", "cpu,cpuacct", "cpuacct,cpu", "cpu")
 _MICROSECONDS = 1_000_000
 _NANOSECONDS = 1_000_000_000
 _MAX_FILE_BYTES = 64 * 1024
@@ -135,7 +134,7 @@ class Cgroups:
         if "memory" in paths:
             mount = self.root / "memory"
             return MemoryV1(folder=_inside(mount, paths["memory"]) or mount)
-        mount = self._unified()
+        mount = _unified(self.root)
         return MemoryV2(folder=_inside(mount, paths[""]) or mount)
 
     def own_cpu(self) -> CpuGroup:
@@ -146,15 +145,50 @@ class Cgroups:
         """
         paths = _paths(self.proc / "self" / "cgroup")
         if "cpuacct" in paths:
-            return self._own_cpu_v1(paths)
-        mount = self._unified()
+            usage_mount = _mount(self.root, "cpuacct")
+            quota_mount = _mount(self.root, "cpu")
+            return CpuV1(
+                usage_folder=_inside(usage_mount, paths["cpuacct"]) or usage_mount,
+                quota_folder=_inside(quota_mount, paths.get("cpu", "/")) or quota_mount,
+            )
+        mount = _unified(self.root)
         return CpuV2(folder=_inside(mount, paths[""]) or mount)
 
-    def _own_cpu_v1(self, paths: dict[str, str]) -> CpuV1:
-        usage_mount = _first_folder(self.root, ("cpuacct", "cpu,cpuacct", "cpuacct,cpu")) or self.root / "cpuacct"
-        quota_mount = _first_folder(self.root, ("cpu", "cpu,cpuacct", "cpuacct,cpu"))
-        quota = None if quota_mount is None else _inside(quota_mount, paths.get("cpu", "/")) or quota_mount
-        return CpuV1(usage_folder=_inside(usage_mount, paths["cpuacct"]) or usage_mount, quota_folder=quota)
+    def memory_of(self, pid: int) -> MemoryGroup | None:
+        """The memory of the group that another process is in; None where it cannot be seen from here.
+
+        A process of another container shows a path outside of what is mounted here. Its own mount of its group can be
+        reached through its root folder, by its own user or with CAP_SYS_PTRACE.
+
+        Raises:
+            OSError, ValueError: /proc cannot be read.
+        """
+        paths = _paths(self.proc / str(pid) / "cgroup")
+        if "memory" in paths:
+            folder = _inside(self.root / "memory", paths["memory"])
+            folder = folder or _holding(self._mounted_in(pid) / "memory", "memory.limit_in_bytes")
+            return None if folder is None else MemoryV1(folder=folder)
+        folder = _inside(_unified(self.root), paths[""])
+        # Where the controller is off the group has no files of it, and the one above counts.
+        folder = _controlled(folder) if folder else _holding(self._mounted_in(pid), "memory.max")
+        return None if folder is None else MemoryV2(folder=folder)
+
+    def cpu_of(self, pid: int) -> CpuGroup | None:
+        """The CPU of the group that another process is in; None where it cannot be seen from here.
+
+        Raises:
+            OSError, ValueError: /proc cannot be read.
+        """
+        paths = _paths(self.proc / str(pid) / "cgroup")
+        if "cpu" in paths:
+            folder = _inside(_mount(self.root, "cpu"), paths["cpu"])
+            folder = folder or _holding(_mount(self._mounted_in(pid), "cpu"), "cpu.cfs_quota_us")
+            return None if folder is None else CpuV1(usage_folder=folder, quota_folder=folder)
+        folder = _inside(_unified(self.root), paths[""]) or _holding(self._mounted_in(pid), "cpu.max")
+        return None if folder is None else CpuV2(folder=folder)
+
+    def _mounted_in(self, pid: int) -> Path:
+        return self.proc / str(pid) / "root" / "sys" / "fs" / "cgroup"
 
     def memory_at(self, folder: Path) -> MemoryGroup:
         """The memory of the group in this folder; in version 1 the folder of any controller of it will do.
@@ -182,28 +216,6 @@ class Cgroups:
             raise FileNotFoundError(_not_a_group(folder, "cpu.stat or cpuacct.usage"))
         return CpuV2(folder=folder)
 
-    def seen_of(self, pid: int) -> Path | None:
-        """Folder of the group that limits another process; None where it cannot be seen from here.
-
-        A process of another container shows a path outside of what is mounted here. Its own mount of its group can be
-        reached through its root folder, by its own user or with CAP_SYS_PTRACE.
-
-        Raises:
-            OSError, ValueError: /proc cannot be read.
-        """
-        paths = _paths(self.proc / str(pid) / "cgroup")
-        for mount, path in ((self.root / "memory", paths.get("memory")), (self._unified(), paths.get(""))):
-            folder = None if path is None else _inside(mount, path)
-            if folder is not None and _limits_memory(folder):
-                return folder
-        mounted = self.proc / str(pid) / "root" / "sys" / "fs" / "cgroup"
-        return next((one for one in (mounted, mounted / "memory") if _limits_memory(one)), None)
-
-    def _unified(self) -> Path:
-        # Where version 1 is in use, version 2 is mounted beside it, for systemd's own sake.
-        beside = self.root / "unified"
-        return beside if beside.is_dir() else self.root
-
 
 def _paths(file: Path) -> dict[str, str]:
     """Parse `hierarchy:controllers:path` lines into paths by controller; version 2 has the empty name."""
@@ -226,8 +238,41 @@ def _inside(mount: Path, path: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def _first_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+def _unified(root: Path) -> Path:
+    # Where version 1 is in use, version 2 is mounted beside it, for systemd's own sake.
+    beside = root / "unified"
+    return beside if beside.is_dir() else root
+
+
+def _mount(root: Path, controller: str) -> Path:
+    """The folder of a controller of version 1; cpu and cpuacct often share one, under a name of both."""
+    names = (controller, "cpu,cpuacct", "cpuacct,cpu")
+    return next((root / name for name in names if _is_folder(root / name)), root / controller)
+
+
+def _controlled(folder: Path) -> Path:
+    """The group itself, or the nearest above it with memory under control; the topmost one where there is none."""
+    topmost = folder
+    for one in (folder, *folder.parents):
+        if (one / "memory.max").exists():
+            return one
+        if (one / "cgroup.controllers").exists():
+            topmost = one
+    return topmost
+
+
+def _holding(folder: Path, file: str) -> Path | None:
+    try:
+        return folder if (folder / file).exists() else None
+    except PermissionError:  # another user's root folder
+        return None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError:
+        return False
 
 
 def _beside(folder: Path, file: str) -> Path | None:
@@ -238,13 +283,6 @@ def _beside(folder: Path, file: str) -> Path | None:
         if part in _V1_FOLDERS:
             candidates += [Path(*parts[:index], name, *parts[index + 1 :]) for name in _V1_FOLDERS]
     return next((one for one in candidates if (one / file).exists()), None)
-
-
-def _limits_memory(folder: Path) -> bool:
-    try:
-        return (folder / "memory.max").exists() or (folder / "memory.limit_in_bytes").exists()
-    except PermissionError:  # another user's root folder
-        return False
 
 
 def _is_root(folder: Path) -> bool:

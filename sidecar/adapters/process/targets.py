@@ -1,6 +1,7 @@
-"""One look at what a watchdog watches: the container, the host, or all processes of a name. Blocks: call it in a thread.
+"""One look at what a watchdog watches: the container, the host, or all processes of a name.
 
-Memory and CPU are read apart, so that one that cannot be read does not hide that the other is over its limit.
+Memory and CPU are read apart, so that one that cannot be read does not hide that the other is over its limit. Blocks:
+call it in a thread.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class Targets:
 
         Args:
             condition: what to look at.
-            at, wall: the moment, in monotonic and Unix seconds.
+            at: the moment in monotonic seconds.
+            wall: the same in Unix seconds.
 
         Raises:
             OSError, ValueError, Unreadable: the target itself cannot be found.
@@ -73,8 +75,12 @@ class Targets:
         processes = self.machine.processes(condition.target.removeprefix(_PROCESS))
         if not processes:
             return None
-        folders = tuple(self.cgroups.seen_of(one.pid) for one in processes)
-        return Processes(cgroups=self.cgroups, machine=self.machine, processes=tuple(processes), folders=folders)
+        return Processes(
+            machine=self.machine,
+            processes=tuple(processes),
+            memory_groups=tuple(self.cgroups.memory_of(one.pid) for one in processes),
+            cpu_groups=tuple(self.cgroups.cpu_of(one.pid) for one in processes),
+        )
 
 
 def _tried(what: str, read: Callable[[], _T], problems: list[str]) -> _T | None:
@@ -129,18 +135,20 @@ class Processes:
     """All processes of one name together, against the tightest limit of the control groups they are in.
 
     Attributes:
-        folders: the group of each process; None for one that cannot be seen, which then has no known limit.
+        memory_groups: the group of each process; None for one that cannot be seen, which then has no known limit.
+        cpu_groups: the same for CPU.
     """
 
-    cgroups: Cgroups
     machine: Machine
     processes: tuple[Process, ...]
-    folders: tuple[Path | None, ...]
+    memory_groups: tuple[MemoryGroup | None, ...]
+    cpu_groups: tuple[CpuGroup | None, ...]
 
     @property
     def note(self) -> str:
         """Say where a limit cannot be seen, for a share of the host is far smaller than one of a container."""
-        unseen = [one.pid for one, folder in zip(self.processes, self.folders, strict=True) if folder is None]
+        groups = zip(self.processes, self.memory_groups, self.cpu_groups, strict=True)
+        unseen = [one.pid for one, memory, cpu in groups if memory is None or cpu is None]
         if not unseen:
             return ""
         return (
@@ -151,7 +159,7 @@ class Processes:
     def memory(self) -> Memory:
         """Resident memory of all; pages that they share count for each."""
         used = sum(one.resident for one in self.processes)
-        limits = [self.cgroups.memory_at(folder).limit() for folder in self._seen()]
+        limits = [group.limit() for group in self.memory_groups if group is not None]
         return Memory(used=used, limit=min(_memory_limit(one, self.machine) for one in (*limits, None)))
 
     def cpu(self) -> Cpu:
@@ -160,11 +168,8 @@ class Processes:
             Meter(key=f"{one.pid}@{one.started}", seconds=one.cpu_seconds, started=one.started)
             for one in self.processes
         )
-        limits = [self.cgroups.cpu_at(folder).cores() for folder in self._seen()]
+        limits = [group.cores() for group in self.cpu_groups if group is not None]
         return Cpu(meters=meters, cores=min(_cores(one, self.machine) for one in (*limits, None)))
-
-    def _seen(self) -> set[Path]:
-        return {folder for folder in self.folders if folder is not None}
 
 
 def _memory_limit(limit: int | None, machine: Machine) -> int:

@@ -116,7 +116,6 @@ class Watchdog:
     def _answer(self, trigger: str, condition: Condition, usage: Usage) -> Answer | Failure:
         self._tell(trigger, usage.note)
         if not usage.present:
-            self._windows.pop(trigger, None)
             return Answer(series=(), evaluated_at=usage.wall, oldest_sample=None)
         shares = tuple(self._shares(trigger, condition, usage))
         worst = max(shares, default=0.0)
