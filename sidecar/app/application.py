@@ -38,6 +38,7 @@ from sidecar.app.recoveries import RecoveryDesk
 from sidecar.app.reload import Reloader
 from sidecar.app.restore import CannotRestore, Start, choose_start
 from sidecar.app.sources import Probe, RuleSources
+from sidecar.app.step_gates import StepGateKeeper
 from sidecar.app.telemetry import AppTelemetry
 from sidecar.core.compose import Overlay
 from sidecar.core.document import lockouts_document, state_document
@@ -118,6 +119,7 @@ class Application:
             evaluator=self.evaluator,
             health=self._build_health(settings),
             approvers=self._load_approvers(settings),
+            gates=StepGateKeeper(clock=clock, ask=self.sources.ask_queries),
             ready=self.not_ready,
         )
         self.recoveries.health_interval = min(settings.rules.interval, 5.0)

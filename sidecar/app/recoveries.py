@@ -6,7 +6,6 @@ People come in through `recover`, `approve` and `cancel`; time and health throug
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
 
 from sidecar.adapters.approvers import Approvers
 from sidecar.app.audit_trail import audit_event
@@ -14,6 +13,7 @@ from sidecar.app.clock import Clock
 from sidecar.app.evaluation import Evaluator
 from sidecar.app.health import Check, HealthChecks
 from sidecar.app.keeper import Keeper
+from sidecar.app.step_gates import GateFinding, StepGateKeeper
 from sidecar.core.errors import (
     ApprovalError,
     InvalidTransition,
@@ -27,19 +27,25 @@ from sidecar.core.events import (
     Approve,
     BeginRecovery,
     CancelRecovery,
+    Cause,
+    CauseCode,
     Conclude,
     EndWaiver,
     ExpireApprovals,
     HealthLost,
+    Kill,
     RefuseRecovery,
     Reopen,
     RequestRecovery,
+    StepBack,
     StepUp,
     Waiver,
 )
+from sidecar.core.policy import RestartStep
 from sidecar.core.recovery import Due, Lockouts, due, ended_waivers, needs_checkpoint
 from sidecar.core.states import Stage, State
-from sidecar.core.transitions import TABLE
+from sidecar.core.step_gates import Verdict
+from sidecar.core.transitions import TABLE, next_step
 from sidecar.rules.triggers import with_threshold
 
 log = logging.getLogger("sidecar.recoveries")
@@ -52,13 +58,6 @@ UNKNOWN_APPROVER = "(unknown)"
 """The name under which wrong codes in names that nobody has are counted together, so they cannot fill the memory."""
 
 
-class StepGates(Protocol):
-    """Decides whether the next restart step may be taken now."""
-
-    async def __call__(self) -> str | None:
-        """Return None where all gates pass, else what the step waits for."""
-
-
 class RecoveryDesk:
     """Takes recoveries from request to full trading.
 
@@ -68,6 +67,7 @@ class RecoveryDesk:
         evaluator: knows which rules are clear.
         health: the checks that must hold.
         approvers: whose codes count; None where none are configured.
+        gates: measures the conditions of restart steps.
         ready: says what keeps the gate shut apart from the state; None if nothing does.
     """
 
@@ -79,6 +79,7 @@ class RecoveryDesk:
         evaluator: Evaluator,
         health: HealthChecks,
         approvers: Approvers | None,
+        gates: StepGateKeeper,
         ready: Callable[[], str | None],
     ) -> None:
         self.lockouts = Lockouts()
@@ -87,7 +88,7 @@ class RecoveryDesk:
         self.approvers = approvers
         self.step_waits_for: str | None = None
         self.health_interval = 1.0
-        self.gates: Callable[[], StepGates | None] = lambda: None
+        self._gates = gates
         self._keeper = keeper
         self._clock = clock
         self._evaluator = evaluator
@@ -317,15 +318,44 @@ class RecoveryDesk:
         recovery = self._keeper.switch.state.recovery
         if recovery is None or self.blockers(self._keeper.switch.state.waivers):
             return  # the cooldown is over, but not everything is clear: wait on, blocked as before
+        first = self._keeper.switch.policies.recovery.steps[0]
+        finding = await self._gates.look(first, recovery.stage_since)
+        self._note_wait(finding)
+        if finding.verdict is not Verdict.PASS:
+            return  # there is no step before the first: wait on, blocked as before
         async with self._moving:
             await self._keeper.loosen(Reopen())
 
     async def _step_up(self) -> None:
-        gates = self.gates()
-        self.step_waits_for = await gates() if gates else None
-        if self.step_waits_for is None:
-            async with self._moving:
-                await self._keeper.loosen(StepUp())
+        state = self._keeper.switch.state
+        step = next_step(state, self._keeper.switch.policies.recovery)
+        if state.recovery is None or step is None:
+            return
+        finding = await self._gates.look(step, state.recovery.step_since)
+        if self._keeper.switch.state is not state:
+            return  # killed or stepped while we were asking
+        self._note_wait(finding)
+        match finding.verdict:
+            case Verdict.PASS:
+                async with self._moving:
+                    await self._keeper.loosen(StepUp())
+            case Verdict.STEP_BACK:
+                self._keeper.apply(StepBack(reason=f"a gate of the step to {step.factor:g} failed: {finding.why}"))
+            case Verdict.KILL:
+                self._kill_for_gate(step, finding)
+            case _:
+                pass  # wait, or hold: the present factor stays
+
+    def _note_wait(self, finding: GateFinding) -> None:
+        held = finding.verdict is Verdict.HOLD
+        if held and self.step_waits_for != finding.why:
+            self._keeper.audit(audit_event("restart.held", self._clock.now(), by="sidecar", reason=finding.why))
+        self.step_waits_for = finding.why or None
+
+    def _kill_for_gate(self, step: RestartStep, finding: GateFinding) -> None:
+        reason = f"a gate of the restart step to {step.factor:g} failed: {finding.why}"
+        cause = Cause(code=CauseCode.STEP_GATE, reason=reason, time=self._clock.now().wall, by="restart ladder")
+        self._keeper.apply(Kill(cause=cause))
 
     def _save_timers(self) -> None:
         now = self._clock.now()

@@ -18,11 +18,21 @@ class StepGate:
         query: PromQL text.
         operator: `lt`, `le`, `gt`, `ge`, `eq` or `ne`.
         threshold: what the value is compared with.
+        interval: seconds between two measurements.
+        failure_limit: failed measurements that are borne; one more is a failure of the gate.
+        inconclusive_limit: unusable ones that are borne; one more holds the step until the gate passes.
+        consecutive_error_limit: unanswered ones in a row that are borne; one more is a failure of the gate.
+        on_failure: `step_back` to the step before, or `kill`.
     """
 
     query: str
     operator: str
     threshold: float
+    interval: float = 10.0
+    failure_limit: int = 0
+    inconclusive_limit: int = 0
+    consecutive_error_limit: int = 4
+    on_failure: str = "step_back"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

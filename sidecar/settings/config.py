@@ -415,7 +415,17 @@ def _scrape_target(section: written.ScrapeSection) -> ScrapeTarget:
 
 def _restart_step(section: written.RestartStepSection) -> RestartStep:
     gates = tuple(
-        StepGate(query=gate.query, operator=gate.operator.value, threshold=gate.threshold) for gate in section.gates
+        StepGate(
+            query=gate.query,
+            operator=gate.operator.value,
+            threshold=gate.threshold,
+            interval=gate.interval,
+            failure_limit=gate.failure_limit,
+            inconclusive_limit=gate.inconclusive_limit,
+            consecutive_error_limit=gate.consecutive_error_limit,
+            on_failure=gate.on_failure,
+        )
+        for gate in section.gates
     )
     return RestartStep(factor=section.factor, after=section.after, gates=gates)
 

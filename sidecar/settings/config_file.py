@@ -29,6 +29,7 @@ from sidecar.settings.fields import (
     Misfit,
     Misfits,
     ModeWord,
+    Natural,
     Number,
     Percentage,
     PositiveDuration,
@@ -258,6 +259,22 @@ class ConditionSection(Section):
     threshold: Number = Field(description="What the value is compared with.")
 
 
+class StepGateSection(ConditionSection):
+    """A condition that must hold before a restart step is taken; what is not known never advances."""
+
+    interval: PositiveDuration = seconds("10s", "Time between two measurements.")
+    failure_limit: Natural = Field(default=0, description="Failed measurements that are borne.")
+    inconclusive_limit: Natural = Field(
+        default=0, description="Unusable measurements that are borne; one more holds the step until the gate passes."
+    )
+    consecutive_error_limit: Natural = Field(
+        default=4, description="Unanswered measurements in a row that are borne; one more is a failure."
+    )
+    on_failure: Annotated[str, word("step_back", "kill"), json_words("word", ["step_back", "kill"])] = Field(
+        default="step_back", description="What a failure leads to: the step before, or a new kill."
+    )
+
+
 class HealthQuerySection(ConditionSection):
     """A condition that must hold for the switch to count as healthy."""
 
@@ -278,7 +295,7 @@ class RestartStepSection(Section):
         Field(description="Position limit factor from this step on.")
     )
     after: Duration = seconds("0s", "Running time since trading reopened.")
-    gates: tuple[ConditionSection, ...] = Field(
+    gates: tuple[StepGateSection, ...] = Field(
         default=(), description="Conditions that must all hold; what is not known does not hold."
     )
 

@@ -251,6 +251,14 @@ def _count(value: str) -> int:
     return number
 
 
+def _natural(value: str) -> int:
+    number = parse_integer(value)
+    if number < 0:
+        raise ValueError(f"must be 0 or more, not {value}")
+    return number
+
+
+Natural = Annotated[int, from_text(_natural), _json_number("integer ≥ 0", "integer")]
 Count = Annotated[int, from_text(_count), _json_number("integer ≥ 1", "integer")]
 
 
