@@ -31,7 +31,7 @@ NOW = datetime(2026, 1, 30, 14, 30, tzinfo=UTC).timestamp()
 STATUS = {"switch": "trading/bot-0", "state": "ACTIVE", "durable": True}
 TOKENS = {name: f"{name}-token-7d2f" for name in ("viewer", "webhook", "operator", "risk")}
 READING = ["/api/v1/status", "/api/v1/triggers", "/api/v1/recovery", "/api/v1/health", "/api/v1/audit"]
-OPEN = ["/", "/metrics", "/-/healthy", "/-/ready", "/livez", "/readyz"]
+OPEN = ["/", "/openapi.json", "/metrics", "/-/healthy", "/-/ready", "/livez", "/readyz"]
 KILL = {"reason": "drill"}
 CHANGES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/api/v1/trigger", KILL),
@@ -858,3 +858,16 @@ async def test_a_file_in_place_of_the_socket_is_left_alone(tmp_path: Path) -> No
         await server.start_control(path)
     await server.stop()
     assert path.read_text() == "mine"
+
+
+async def test_the_api_describes_what_it_serves(start: Callable[..., Any]) -> None:
+    listening = await start()
+    described = json.loads((await listening.ask("GET", "/openapi.json")).body)
+    served = {(path, method.upper()) for path, methods in described["paths"].items() for method in methods}
+    assert {(path, "GET") for path in [*OPEN, *READING, "/api/v1/events"]} | {(c[1], c[0]) for c in CHANGES} == served
+    trigger = described["components"]["schemas"]["TriggerQuestion"]
+    assert trigger["required"] == ["reason"]
+    assert trigger["additionalProperties"] is False
+    references = [part.split('"')[0] for part in json.dumps(described).split('"#/components/schemas/')[1:]]
+    assert set(references) <= described["components"]["schemas"].keys()
+    assert {"RecoveryQuestion", "ApprovalQuestion", "CancelQuestion", "WaiveQuestion", "Problem"} <= set(references)

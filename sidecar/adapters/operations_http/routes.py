@@ -19,6 +19,7 @@ from sidecar.adapters.operations_http.questions import (
     BODY_BYTES,
     ApprovalQuestion,
     CancelQuestion,
+    Question,
     RecoveryQuestion,
     TriggerQuestion,
     read_audit_question,
@@ -32,14 +33,27 @@ _WELCOME: Final = "killswitch: status at /api/v1/status\nmetrics at /metrics\n"
 Handler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Route:
-    """One path and method; `role` None is open to everybody, `limited` False may stay open for long."""
+    """One path and method; positional, so that the table of them can be read as one.
+
+    Attributes:
+        method, path: what is asked; GET takes HEAD along.
+        role: who may, over TCP; None is everybody.
+        handler: answers it.
+        summary: one sentence for the description of the API.
+        body: what it reads; None if nothing.
+        media_type: of the answer.
+        limited: False where an answer may go on for as long as it likes.
+    """
 
     method: str
     path: str
     role: Role | None
     handler: Handler
+    summary: str
+    body: type[Question] | None = None
+    media_type: str = "application/json"
     limited: bool = True
 
 
@@ -58,33 +72,73 @@ class Routes:
         self._exposition = exposition
         self._streams = streams
         self._wall = wall
+        self._description: bytes | None = None
 
     def table(self) -> tuple[Route, ...]:
         """Every route."""
+        text, stream = "text/plain", "text/event-stream"
         return (
-            Route(method="GET", path="/", role=None, handler=self._welcome),
-            Route(method="GET", path="/metrics", role=None, handler=self._metrics),
-            Route(method="GET", path="/-/healthy", role=None, handler=self._live),
-            Route(method="GET", path="/livez", role=None, handler=self._live),
-            Route(method="GET", path="/-/ready", role=None, handler=self._ready),
-            Route(method="GET", path="/readyz", role=None, handler=self._ready),
-            Route(method="POST", path="/-/reload", role=Role.OPERATOR, handler=self._reload),
-            Route(method="GET", path="/api/v1/status", role=Role.VIEWER, handler=self._status),
-            Route(method="GET", path="/api/v1/triggers", role=Role.VIEWER, handler=self._triggers),
-            Route(method="GET", path="/api/v1/health", role=Role.VIEWER, handler=self._health),
-            Route(method="GET", path="/api/v1/audit", role=Role.VIEWER, handler=self._audit),
-            Route(method="GET", path="/api/v1/events", role=Role.VIEWER, handler=self._events, limited=False),
-            Route(method="POST", path="/api/v1/trigger", role=Role.OPERATOR, handler=self._trigger),
-            Route(method="GET", path="/api/v1/recovery", role=Role.VIEWER, handler=self._recovery),
-            Route(method="POST", path="/api/v1/recovery", role=Role.RISK, handler=self._recover),
-            Route(method="DELETE", path="/api/v1/recovery", role=Role.OPERATOR, handler=self._cancel),
-            Route(method="POST", path="/api/v1/recovery/approvals", role=Role.RISK, handler=self._approve),
+            Route("GET", "/", None, self._welcome, "Where to go from here.", media_type=text),
+            Route("GET", "/openapi.json", None, self._openapi, "This description."),
+            Route("GET", "/metrics", None, self._metrics, "Metrics for Prometheus.", media_type=text),
+            Route("GET", "/-/healthy", None, self._live, "Whether the process lives.", media_type=text),
+            Route("GET", "/livez", None, self._live, "Whether the process lives.", media_type=text),
+            Route("GET", "/-/ready", None, self._ready, "Whether the sidecar is up.", media_type=text),
+            Route("GET", "/readyz", None, self._ready, "Whether the sidecar is up.", media_type=text),
+            Route("POST", "/-/reload", Role.OPERATOR, self._reload, "Read configuration and rules again."),
+            Route("GET", "/api/v1/status", Role.VIEWER, self._status, "The whole switch."),
+            Route("GET", "/api/v1/triggers", Role.VIEWER, self._triggers, "Every rule with its trigger."),
+            Route("GET", "/api/v1/health", Role.VIEWER, self._health, "The health checks of a recovery, run now."),
+            Route("GET", "/api/v1/audit", Role.VIEWER, self._audit, "The newest audit events, newest last."),
+            Route(
+                "GET",
+                "/api/v1/events",
+                Role.VIEWER,
+                self._events,
+                "Server-sent events.",
+                media_type=stream,
+                limited=False,
+            ),
+            Route("POST", "/api/v1/trigger", Role.OPERATOR, self._trigger, "Stop trading, now.", body=TriggerQuestion),
+            Route("GET", "/api/v1/recovery", Role.VIEWER, self._recovery, "The recovery under way."),
+            Route(
+                "POST",
+                "/api/v1/recovery",
+                Role.RISK,
+                self._recover,
+                "Ask for a recovery, with its first approval.",
+                body=RecoveryQuestion,
+            ),
+            Route(
+                "DELETE",
+                "/api/v1/recovery",
+                Role.OPERATOR,
+                self._cancel,
+                "Take the recovery back.",
+                body=CancelQuestion,
+            ),
+            Route(
+                "POST",
+                "/api/v1/recovery/approvals",
+                Role.RISK,
+                self._approve,
+                "Approve the recovery that waits.",
+                body=ApprovalQuestion,
+            ),
         )
 
     # Open to everybody
 
     async def _welcome(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
         return _text(_WELCOME)
+
+    async def _openapi(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
+        # Made when it is first asked for, and kept as text: it is seldom wanted and costs some milliseconds.
+        from sidecar.adapters.operations_http.openapi import describe
+
+        if self._description is None:
+            self._description = json.dumps(describe(self.table())).encode()
+        return web.Response(body=self._description, content_type="application/json")
 
     async def _metrics(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
         exposed = await self._exposition.render(request.headers.get("Accept"), request.headers.get("Accept-Encoding"))
