@@ -125,6 +125,7 @@ class Application:
         self.recoveries.health_interval = min(settings.rules.interval, 5.0)
         self.brake = OrderBrake(evaluator=self.evaluator, clock=clock)
         self.gate = GateServer(switch=settings.switch.name)
+        self.operations: OperationsServer | None = None
         self.page: StatePage | None = None
         self.memory: DiskMemory | None = None
         self.opened = False
@@ -229,6 +230,7 @@ class Application:
             desk=self.desk, registry=self.registry, hosts=operations.hosts, tokens_file=operations.tokens_file
         )
         stack.push_async_callback(server.stop)
+        self.operations = server
         self.operations_address = await server.start_tcp(operations.listen.host, operations.listen.port)
         await server.start_control(run_path(self.settings.control.socket, self.environ))
         log.info(
@@ -375,6 +377,8 @@ class Application:
             await asyncio.sleep(3600.0)
             if self.memory is not None:
                 await self.memory.flush()
+            if self.operations is not None:
+                await self.operations.refresh()
 
     # Rules
 

@@ -86,6 +86,7 @@ class Desk:
                 "KILL_SWITCH_APPROVAL_CODE"
             )
         found.append(app.reloader.waiting)
+        found += app.operations.problems if app.operations else ()
         return [problem for problem in found if problem]
 
     def triggers(self) -> Document:

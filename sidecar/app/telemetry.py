@@ -88,6 +88,7 @@ class AppTelemetry:
             audit_write_failures=memory.audit_write_failures if memory else 0,
             audit_head_sequence=memory.audit_head if memory else 0,
             state_write_failures=app.keeper.write_failures,
+            config_loosened=app.config_loosened,
             reload_successful=app.reloader.successful,
             reload_success=app.reloader.loaded,
         )
