@@ -81,7 +81,7 @@ class ConnectivityProbes:
                     return await _touch(family, ip, int(port))
             except (OSError, TimeoutError) as error:
                 problem = error
-        raise problem or OSError(f"{host!r} has no address")
+        raise problem or InvariantViolation(f"the look-up of {host!r} gave an empty list")
 
     async def _request(self, url: str) -> None:
         # The body stays unread and the connection is never used again: an endless answer costs its headers.
@@ -157,8 +157,6 @@ class _Names:
 
         def done(found: list[tuple[socket.AddressFamily, str]] | Exception) -> None:
             self._pending.pop(host, None)
-            if pending.done():
-                return
             if isinstance(found, Exception):
                 pending.set_exception(found)
                 pending.exception()  # seen: whoever asked may have run out of time
@@ -168,7 +166,7 @@ class _Names:
         def work() -> None:
             found: list[tuple[socket.AddressFamily, str]] | Exception
             try:
-                found = self._lookup(host)
+                found = self._lookup(host) or OSError(f"{host!r} has no address")
             except Exception as error:  # noqa: BLE001 - carried to whoever waits
                 found = error
             with contextlib.suppress(RuntimeError):  # the loop is gone, and with it whoever asked

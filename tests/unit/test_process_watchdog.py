@@ -599,7 +599,7 @@ async def test_a_rule_sees_again_once_the_hanging_look_has_ended(hanging: World)
     await hanging.failure(HOST)
     assert hanging.machine.gate is not None
     hanging.machine.gate.set()
-    outcomes = []
+    outcomes: list[Answer | Failure] = []
     async with asyncio.timeout(5):
         while not outcomes or isinstance(outcomes[-1], Failure):
             outcomes.append(await hanging.look(HOST))
