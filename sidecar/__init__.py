@@ -6,11 +6,12 @@ trading code). They are imported on first use, so that `sidecar.client` needs no
 
 from typing import TYPE_CHECKING
 
+from sidecar.version import __version__
+
 if TYPE_CHECKING:
     from sidecar.client import ExecutionGate, TradingBlockedError
     from sidecar.embedded import KillSwitch
 
-__version__ = "0.1.0"
 __all__ = ["ExecutionGate", "KillSwitch", "TradingBlockedError", "__version__"]
 
 _HOMES = {

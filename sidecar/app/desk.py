@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import sidecar
 from sidecar.adapters import audit_log
 from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import stamp
@@ -20,6 +19,7 @@ from sidecar.core.errors import InvalidTransition, NotDurable
 from sidecar.core.events import Cause, CauseCode, Kill
 from sidecar.core.orders import Intent, decide_blind
 from sidecar.core.states import Mode, Restriction
+from sidecar.version import __version__
 
 if TYPE_CHECKING:
     from sidecar.app.application import Application
@@ -56,7 +56,7 @@ class Desk:
             policies=app.switch.policies,
             step_waits_for=app.recoveries.step_waits_for,
             extra={
-                "version": sidecar.__version__,
+                "version": __version__,
                 "ready": not_ready is None or app.switch.mode is Mode.DISABLED,
                 "not_ready_reason": not_ready,
                 "sources": [

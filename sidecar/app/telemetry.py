@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import sidecar
 from sidecar.adapters.instruments import GateTelemetry, RecordTelemetry, SwitchTelemetry, TriggerTelemetry
 from sidecar.core.recovery import cooldown_remaining
 from sidecar.core.switch import Change
 from sidecar.core.transitions import SwitchState
 from sidecar.rules.model import Rule
 from sidecar.rules.triggers import limit_of, limit_used
+from sidecar.version import __version__
 
 if TYPE_CHECKING:
     from sidecar.app.application import Application
@@ -36,7 +36,7 @@ class AppTelemetry:
         return SwitchTelemetry(
             switch=app.switch.name,
             mode=app.switch.mode,
-            version=sidecar.__version__,
+            version=__version__,
             config_hash=app.reloader.hash,
             exported=app.keeper.exported(),
             cooldown_remaining=0.0 if durable is None else cooldown_remaining(durable, app.clock.now()),

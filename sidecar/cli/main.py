@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import click
 
-from sidecar import __version__
 from sidecar.cli.context import Group
+from sidecar.version import __version__
 
 _COMMANDS: Final = {
     "serve": "sidecar.cli.serve:serve",

@@ -6,8 +6,8 @@ from typing import cast
 
 import click
 
-from sidecar import __version__
 from sidecar.cli.context import Command, Context, examples, pass_context
+from sidecar.version import __version__
 
 
 @click.command(cls=Command, epilog=examples("killswitch serve", "killswitch serve --config ./config.yaml"))

@@ -1,7 +1,5 @@
 """The gate's own lease: an answer that nobody renewed is a denial, whatever the last snapshot allowed."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from sidecar.adapters.gate_http import desk as desk_module
@@ -22,10 +20,10 @@ class Clock:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(desk_module, "monotonic", clock)
-    yield clock
+    return clock
 
 
 def snapshot(restriction: Restriction = Restriction.NONE, reason: Reason = ALL_CLEAR) -> Snapshot:
