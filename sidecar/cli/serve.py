@@ -2,7 +2,6 @@
 
 import json
 import os
-from typing import cast
 
 import click
 
@@ -28,7 +27,7 @@ def demo(_context: Context, *, keep_running: bool) -> None:
     """See a switch fire, block and recover, on this machine alone."""
     from sidecar.demo.story import run  # starts a sidecar of its own
 
-    raise SystemExit(cast("int | None", run(keep_running=keep_running)))
+    raise SystemExit(run(keep_running=keep_running))
 
 
 @click.command(cls=Command)

@@ -343,7 +343,7 @@ def test_the_socket_comes_from_the_configuration_relative_to_its_folder(sidecar,
 
 
 def test_a_broken_configuration_that_was_named_stops_before_another_sidecar_is_asked(folder, monkeypatch):
-    (folder / "config.yaml").write_text("switch: [")
+    (folder / "config.yaml").write_text("control: [")
     for name in ("config.yaml", "none.yaml"):
         result = run("trigger", "--reason", "x", "--confirm", "--config", str(folder / name))
         assert result.exit_code == 1
@@ -351,7 +351,7 @@ def test_a_broken_configuration_that_was_named_stops_before_another_sidecar_is_a
 
 
 def test_a_broken_configuration_of_the_environment_does_not_keep_anybody_from_the_default_socket(folder, monkeypatch):
-    (folder / "config.yaml").write_text("switch: [")
+    (folder / "config.yaml").write_text("control: [")
     monkeypatch.setenv("KILLSWITCH_CONFIG", str(folder / "config.yaml"))
     result = run("status")
     assert "Warning" in result.stderr
@@ -366,6 +366,12 @@ def test_the_private_run_folder_of_the_user_is_tried_where_the_default_does_not_
         assert run("status").exit_code == 0
     finally:
         fake.close()
+
+
+def test_a_configuration_without_a_socket_means_the_default_one(folder):
+    (folder / "config.yaml").write_text("switch: {name: x}\n")
+    result = run("status", "--config", str(folder / "config.yaml"))
+    assert "/run/killswitch-control/control.sock" in result.stderr
 
 
 # --- trigger ---
