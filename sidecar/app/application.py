@@ -493,13 +493,15 @@ class Application:
         if not_ready is None and not self.opened:
             self.opened = True
             log.info("sidecar.ready", extra={"fields": {"switch": self.switch.name}})
-        broken = self.failure[1] if self.failure else self.evaluator.failed()
+        if self.failure is None and (ended := self.evaluator.failed()) is not None:
+            self._fail(ended)
+            return
         self.keeper.cover(
             Overlay(
                 unrestored=self._unrestored(),
                 not_ready=not_ready,
                 stale=self.evaluator.stale(self.clock.now()),
-                internal_error=broken,
+                internal_error=self.failure[1] if self.failure else None,
             )
         )
 

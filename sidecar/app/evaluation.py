@@ -226,19 +226,20 @@ class Evaluator:
     async def _run_group(self, group: Group) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time() + self._jitter(group)
-        first = True
+        await self._evaluate_timed(group)
         while True:
-            if not first:
-                await asyncio.sleep(max(0.0, due - loop.time()))
-            first = False
-            began = loop.time()
-            await self.evaluate_group(group)
-            took = loop.time() - began
-            for observer in self.on_evaluation:
-                observer(group.name, took)
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            await self._evaluate_timed(group)
             missed = max(0, int((loop.time() - due) / group.interval))
             self.counters.missed[group.name] = self.counters.missed.get(group.name, 0) + missed
             due += (missed + 1) * group.interval
+
+    async def _evaluate_timed(self, group: Group) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await self.evaluate_group(group)
+        for observer in self.on_evaluation:
+            observer(group.name, loop.time() - began)
 
     def _jitter(self, group: Group) -> float:
         # The same pod always asks at the same offset, so a restart does not move it; a fleet spreads over the interval.

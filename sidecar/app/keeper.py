@@ -27,6 +27,9 @@ log = logging.getLogger("sidecar.keeper")
 FIRST_RETRY_SECONDS = 0.25
 LONGEST_RETRY_SECONDS = 5.0
 
+MAX_WAITING_EVENTS = 10_000
+"""Audit events that may wait for a state folder that cannot be opened; further ones are counted and dropped."""
+
 Document = dict[str, Any]
 
 
@@ -65,6 +68,7 @@ class Keeper:
         self.clock = clock
         self.observers = Observers()
         self.write_failures = 0
+        self.events_dropped = 0
         self.last_write_error: str | None = None
         self.durable_state: SwitchState | None = None
         self._document = document
@@ -132,6 +136,9 @@ class Keeper:
 
     def audit(self, event: AuditEvent) -> None:
         """Have an event that changes no state written to the audit log."""
+        if len(self._events) >= MAX_WAITING_EVENTS:
+            self.events_dropped += 1
+            return
         self._events.append(event)
         self._wake.set()
 

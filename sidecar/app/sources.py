@@ -42,6 +42,7 @@ class RuleSources:
     ) -> None:
         self._probes = probes
         self.connect(prometheus, prometheus_timeout, scrapes)
+        self._probing: dict[str, asyncio.Task[None]] = {}
         self._parsed: dict[str, ParsedQuery] = {}
         self._selected: dict[str, ScrapeQuery] = {}
         self.errors: dict[str, str] = {}
@@ -84,17 +85,16 @@ class RuleSources:
         return [state for state in self.states() if state[0] in self.used]
 
     async def ask(self, rules: Sequence[Rule], receive: Receive) -> None:
-        """Ask for all rules at once and hand on each answer as it arrives; returns when all have arrived."""
+        """Ask for all rules at once and hand on each answer as it arrives; returns when all queries are answered."""
         queried = [rule for rule in rules if rule.query is not None and rule.source == PROMETHEUS]
         probed = [rule for rule in rules if rule.query is None]
         for rule in rules:
             if rule.query is not None and rule.source != PROMETHEUS:
                 receive(rule, self._ask_scrape(rule))
-        waits = [self._ask_probe(rule, receive) for rule in probed]
+        for rule in probed:
+            self._start_probe(rule, receive)
         if queried:
-            waits.append(self._ask_prometheus(queried, receive))
-        if waits:
-            await asyncio.gather(*waits)
+            await self._ask_prometheus(queried, receive)
 
     def _ask_scrape(self, rule: Rule) -> Answer | Failure:
         name = rule.source.partition(":")[2]
@@ -104,6 +104,16 @@ class RuleSources:
         answer = scrape.query(self._selected[rule.query or ""])
         self._note(rule.source, answer)
         return answer
+
+    def _start_probe(self, rule: Rule, receive: Receive) -> None:
+        # A probe takes as long as a venue takes to answer. It runs beside the group, so that it delays no other rule;
+        # one that has not ended yet is not started again, and one that broke down takes the group with it.
+        running = self._probing.get(rule.trigger)
+        if running is not None and not running.done():
+            return
+        if running is not None and not running.cancelled() and (error := running.exception()) is not None:
+            raise error
+        self._probing[rule.trigger] = asyncio.create_task(self._ask_probe(rule, receive), name=f"probe {rule.trigger}")
 
     async def _ask_probe(self, rule: Rule, receive: Receive) -> None:
         probe = self._probes.get(rule.kind)
