@@ -182,8 +182,8 @@ def trade(bot: Bot, lines: "SimpleQueue[str | None]") -> None:
 
 
 def _read_standard_input(lines: "SimpleQueue[str | None]") -> None:
-    # A file object of this thread's own: Python closes sys.stdin at its end, and would wait for the lock that a read holds.
-    with open(0, encoding="utf-8", errors="replace", closefd=False) as stream:  # noqa: PTH123 - a descriptor has no path
+    # A file object of this thread's own: Python closes sys.stdin at its end, and would wait for the lock of this read.
+    with open(0, encoding="utf-8", errors="replace", closefd=False) as stream:
         for line in stream:
             lines.put(line)
     lines.put(None)  # whoever started the bot is gone

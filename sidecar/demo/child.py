@@ -65,7 +65,7 @@ class Child:
 
     def tell(self, line: str) -> None:
         """Write it a line; a child that is gone hears nothing."""
-        if self._process.stdin is None:
+        if self._process.stdin is None or self._process.stdin.closed:
             return
         try:
             self._process.stdin.write(f"{line}\n")

@@ -12,8 +12,17 @@ from rich.console import Console
 from rich.text import Text
 
 WIDTH: Final = 80
-_MARGIN: Final = 19
-_STYLES: Final = {"KILL": "bold red", "refused": "red", "ACTIVE": "bold green", "FAILED": "bold red", "breach": "yellow"}
+_BAR: Final = "| "
+COMMAND_WIDTH: Final = WIDTH - len(_BAR)
+"""What a command's own output may take."""
+_MARGIN: Final = 20
+_STYLES: Final = {
+    "KILL": "bold red",
+    "refused": "red",
+    "ACTIVE": "bold green",
+    "FAILED": "bold red",
+    "breach": "yellow",
+}
 
 
 class Timeline:
@@ -45,18 +54,27 @@ class Timeline:
         for rest in more:
             self._print(" " * _MARGIN + rest)
 
+    def command_line(self, command: str) -> None:
+        """Print a command as it is typed."""
+        first, *more = textwrap.wrap(f"$ {command}", WIDTH - 2, break_on_hyphens=False, break_long_words=False)
+        self._print(first, "bold")
+        for rest in more:
+            self._print(f"  {rest}", "bold")
+
     def command(self, command: str, output: str, exit_code: int, *, most_lines: int = 12) -> None:
         """Print a command that was run, what it answered (the first lines of it), and how it ended."""
-        first, *more = textwrap.wrap(f"$ {command}", WIDTH - 10, break_on_hyphens=False)
-        self._print(f"        {first}", "bold")
-        for rest in more:
-            self._print(f"          {rest}", "bold")
+        self.command_line(command)
         lines = [line.rstrip() for line in output.strip().splitlines()]
         shown = lines[:most_lines]
         for line in shown:
-            self._wrapped(line, "        | ")
-        left_out = f"{len(lines) - len(shown)} more lines, " if len(lines) > len(shown) else ""
-        self._print(f"        | ({left_out}exit code {exit_code})", "dim")
+            self._wrapped(line)
+        left_out = f"not all of its {len(lines)} lines, " if len(lines) > len(shown) else ""
+        self._print(f"{_BAR}({left_out}exit code {exit_code})", "dim")
+
+    def pause(self, seconds: float) -> None:
+        """Give a person time to read; nobody waits where the output is no terminal."""
+        if self._console.is_terminal:
+            time.sleep(seconds)
 
     def lines(self, lines: Sequence[str]) -> None:
         """Print lines as they are."""
@@ -72,10 +90,10 @@ class Timeline:
             for rest in more:
                 self._print(f"  {'':<{width}}  {rest}")
 
-    def _wrapped(self, line: str, margin: str) -> None:
+    def _wrapped(self, line: str) -> None:
         indent = " " * (len(line) - len(line.lstrip()))
-        for part in textwrap.wrap(line, WIDTH - len(margin), subsequent_indent=f"{indent}  ") or [""]:
-            self._print(margin + part)
+        for part in textwrap.wrap(line, COMMAND_WIDTH, subsequent_indent=f"{indent}  ") or [""]:
+            self._print(_BAR + part)
 
     def _print(self, line: str, style: str = "default") -> None:
         self._console.print(Text(line, style=style))
