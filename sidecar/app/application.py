@@ -25,7 +25,7 @@ from sidecar.adapters.scrape import ScrapeSource
 from sidecar.adapters.state_file import FolderLocked
 from sidecar.adapters.state_page import StatePage
 from sidecar.adapters.storage_thread import StorageThread
-from sidecar.app.audit_trail import AuditEvent, audit_event
+from sidecar.app.audit_trail import CHANGES, AuditEvent, audit_event
 from sidecar.app.clock import Clock
 from sidecar.app.desk import Desk
 from sidecar.app.evaluation import Evaluator
@@ -321,7 +321,7 @@ class Application:
 
     def _last_audited(self) -> list[dict[str, Any]]:
         events = audit_log.read(
-            Path(self.settings.storage.dir) / "audit", since=None, until=None, types=None, limit=200
+            Path(self.settings.storage.dir) / "audit", since=None, until=None, types=set(CHANGES), limit=200
         )
         return [event for event in events if event.get("to") is not None]
 

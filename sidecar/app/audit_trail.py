@@ -23,6 +23,8 @@ from sidecar.core.switch import Change
 
 AuditEvent = dict[str, Any]
 
+CAUSE_ADDED = "switch.cause_added"
+
 TYPES: Mapping[EventKind, str] = {
     EventKind.KILL: "switch.killed",
     EventKind.REQUEST: "recovery.requested",
@@ -40,6 +42,9 @@ TYPES: Mapping[EventKind, str] = {
     EventKind.HOLD: "rule.held",
 }
 
+CHANGES = frozenset({*TYPES.values(), CAUSE_ADDED})
+"""The types of events that changed the switch: they alone say in which state it was left."""
+
 
 def audit_event(
     kind: str, now: Instant, *, by: str | None = None, reason: str | None = None, **data: object
@@ -53,7 +58,7 @@ def change_event(change: Change) -> AuditEvent:
     before, after = change.before, change.after
     kind = TYPES[change.event.kind]
     if change.event.kind is EventKind.KILL and before.state is State.KILLED:
-        kind = "switch.cause_added"
+        kind = CAUSE_ADDED
     by, reason = _who_and_why(change.event)
     return {
         "type": kind,

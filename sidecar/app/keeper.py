@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sidecar.app.audit_trail import AuditEvent, change_event
+from sidecar.app.audit_trail import AuditEvent, audit_event, change_event
 from sidecar.app.clock import Clock
 from sidecar.core.compose import Overlay, compose
 from sidecar.core.errors import StorageError
@@ -26,9 +26,8 @@ log = logging.getLogger("sidecar.keeper")
 
 FIRST_RETRY_SECONDS = 0.25
 LONGEST_RETRY_SECONDS = 5.0
-
-MAX_WAITING_EVENTS = 10_000
-"""Audit events that may wait for a state folder that cannot be opened; further ones are counted and dropped."""
+MOST_WAITING_EVENTS = 10_000
+"""Audit events that may wait for a volume that hangs: a day of it must not cost the memory. The rest is counted."""
 
 Document = dict[str, Any]
 
@@ -40,7 +39,7 @@ class Memory(Protocol):
         """Make both durable, in order after every earlier call; raise StorageError if the document is not."""
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class _Loosening:
     proposal: Proposal
     done: asyncio.Future[bool]
@@ -48,7 +47,10 @@ class _Loosening:
 
 @dataclass(kw_only=True, slots=True)
 class Observers:
-    """Who is told of changes after they are in force; none of them may block or raise."""
+    """Who is told of changes after they are in force; none of them may block.
+
+    One that raises keeps neither the others nor the disk from hearing of a kill; `Keeper.broken` then says so.
+    """
 
     snapshot: list[Callable[[Snapshot], None]] = field(default_factory=list)
     change: list[Callable[[Change], None]] = field(default_factory=list)
@@ -68,15 +70,17 @@ class Keeper:
         self.clock = clock
         self.observers = Observers()
         self.write_failures = 0
-        self.events_dropped = 0
         self.last_write_error: str | None = None
+        self.broken: str | None = None
         self.durable_state: SwitchState | None = None
         self._document = document
         self._memory: Memory | None = None
         self._generation = 0
         self._durable_generation = 0
         self._events: list[AuditEvent] = []
+        self._dropped = 0
         self._loosenings: deque[_Loosening] = deque()
+        self._under_way: _Loosening | None = None
         self._checkpoint = False
         self._wake = asyncio.Event()
         self._settled = asyncio.Condition()
@@ -109,6 +113,8 @@ class Keeper:
     async def loosen(self, event: Event) -> bool:
         """Apply an event that loosens: durable first, then in force; False where it came to nothing.
 
+        Whoever stops waiting takes it back: what it was decided on may no longer be so when a hung write returns.
+
         Raises:
             InvalidTransition: not possible in this state.
         """
@@ -118,7 +124,11 @@ class Keeper:
         waiting = _Loosening(proposal=proposal, done=asyncio.get_running_loop().create_future())
         self._loosenings.append(waiting)
         self._wake.set()
-        return await waiting.done
+        try:
+            return await waiting.done
+        finally:
+            if waiting in self._loosenings and waiting is not self._under_way:
+                self._loosenings.remove(waiting)
 
     def demand(self, trigger: str, demands: Iterable[Demand]) -> tuple[Change, ...]:
         """Set what a rule asks for; the gate shows it when this returns."""
@@ -136,10 +146,7 @@ class Keeper:
 
     def audit(self, event: AuditEvent) -> None:
         """Have an event that changes no state written to the audit log."""
-        if len(self._events) >= MAX_WAITING_EVENTS:
-            self.events_dropped += 1
-            return
-        self._events.append(event)
+        self._record(event)
         self._wake.set()
 
     def checkpoint(self) -> None:
@@ -148,24 +155,40 @@ class Keeper:
         self._wake.set()
 
     def _in_force(self, changes: Sequence[Change]) -> None:
-        self.publish()
+        # Only noted here, in memory, and before the gate hears of it: whatever goes wrong there, it will be written.
         for change in changes:
             self._generation += 1
-            self._events.append(change_event(change))
-            self._tell(change)
+            self._record(change_event(change))
         if changes:
             self._wake.set()
+        self.publish()
+        for change in changes:
+            self._tell(change)
+
+    def _record(self, event: AuditEvent) -> None:
+        if len(self._events) < MOST_WAITING_EVENTS:
+            self._events.append(event)
+        else:
+            self._dropped += 1
 
     def publish(self) -> None:
         """Give gate and state page the present snapshot: memory only, at once."""
         snapshot = self.switch.snapshot()
         for observer in self.observers.snapshot:
-            observer(snapshot)
+            self._call(observer, snapshot)
 
     def _tell(self, change: Change) -> None:
         _log_change(change)
         for observer in self.observers.change:
-            observer(change)
+            self._call(observer, change)
+
+    def _call(self, observer: Callable[[Any], None], news: Snapshot | Change) -> None:
+        try:
+            observer(news)
+        except Exception as error:
+            if self.broken is None:
+                log.exception("keeper.observer_failed")
+                self.broken = f"a change could not be passed on: {type(error).__name__}: {error}"
 
     def exported(self) -> Snapshot | None:
         """The snapshot as far as it is durable, for metrics; None until state is restored."""
@@ -250,14 +273,17 @@ class Keeper:
         if self.switch.state is not change.before:
             self._finish(waiting, outcome=False)
             return True
+        self._under_way = waiting
         written = await self._write(memory, self._document(change.after, self.clock.now()), self._take_events())
-        committed = written and self.switch.commit(waiting.proposal)
-        if committed:
-            self._tell(change)
+        self._under_way = None
+        if written and not waiting.done.done() and self.switch.commit(waiting.proposal):
+            committed = True
+            self._record(change_event(change))
             self.publish()
-            self._events.append(change_event(change))
+            self._tell(change)
             await self._became_durable(generation, change.after)
         else:
+            committed = False
             # One of the two copies may hold the proposal now: what is in force must be written over it, as the newer.
             self.switch.restamp()
             self._generation += 1
@@ -271,6 +297,10 @@ class Keeper:
 
     def _take_events(self) -> list[AuditEvent]:
         events, self._events = self._events, []
+        if self._dropped:
+            reason = f"{self._dropped} audit events did not fit in memory while the volume did not answer"
+            events.append(audit_event("audit.dropped", self.clock.now(), by="sidecar", reason=reason))
+            self._dropped = 0
         return events
 
     async def _write(self, memory: Memory, document: Document | None, events: list[AuditEvent]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from sidecar.adapters.audit_log import AuditLog, AuditWriteError
 from sidecar.adapters.state_file import Loaded, StateFolder
-from sidecar.adapters.storage_thread import StorageThread
+from sidecar.adapters.storage_thread import StorageThread, StorageThreadError
 from sidecar.app.audit_trail import AuditEvent
 from sidecar.core.errors import StorageError
 
@@ -26,6 +26,7 @@ class DiskMemory:
         self._folder = folder
         self._audit = audit
         self._thread = thread
+        self._untaken: list[AuditEvent] = []
         self.audit_error: str | None = None
         self.events_written = 0
 
@@ -80,7 +81,12 @@ class DiskMemory:
         Raises:
             StorageError: the document is not durable.
         """
-        failure = await self._thread.submit(lambda: self._write(document, events))
+        batch, self._untaken = [*self._untaken, *events], []
+        try:
+            failure = await self._thread.submit(lambda: self._write(document, batch))
+        except StorageThreadError:
+            self._untaken = batch  # the thread took nothing, so these lines are still ours to write
+            raise
         if failure is not None:
             raise failure
 

@@ -7,10 +7,10 @@ from typing import Any
 from sidecar.adapters.state_file import ForeignSwitch, FutureVersion, Loaded, Lost, Nothing, Restored
 from sidecar.core.document import lockouts_from_document, state_from_document
 from sidecar.core.errors import StorageError
-from sidecar.core.events import CauseCode
+from sidecar.core.events import Cause, CauseCode, Kill
 from sidecar.core.recovery import Lockouts
 from sidecar.core.states import Instant, State
-from sidecar.core.transitions import Policies, SwitchState, restored_kill
+from sidecar.core.transitions import Policies, SwitchState, restored_kill, transition
 from sidecar.rules.document import trigger_from_document
 from sidecar.rules.triggers import Trigger
 
@@ -82,12 +82,19 @@ def _from_documents(
             # The save of one copy was cut off, so neither was acknowledged over the other: the stricter one counts.
             start = _stricter(start, _from_document(loaded.alternative, now))
     except StorageError as error:
-        return _killed(CauseCode.STATE_LOST, str(error), now, policies, epoch=int(loaded.document.get("epoch", 0)))
+        epoch = max(int(loaded.document["epoch"]), _epoch_of(last_audited))
+        return _killed(CauseCode.STATE_LOST, str(error), now, policies, epoch=epoch)
     if loaded.behind_audit:
-        reason = "the stored state is older than the newest audit event: it was put back to an earlier day"
-        epoch = max(start.state.epoch, _epoch_of(last_audited))
-        return _killed(CauseCode.STATE_ROLLED_BACK, reason, now, policies, epoch=epoch, keep=start)
+        return _rolled_back(start, _epoch_of(last_audited), now, policies)
     return replace(start, note=loaded.note or "")
+
+
+def _rolled_back(start: Start, audit_epoch: int, now: Instant, policies: Policies) -> Start:
+    reason = "the stored state is older than the newest audit event: it was put back to an earlier day"
+    # On top of what was stored: a halt that it remembers stays, whatever a kill means by policy.
+    known = replace(start.state, epoch=max(start.state.epoch, audit_epoch))
+    cause = Cause(code=CauseCode.STATE_ROLLED_BACK, reason=reason, time=now.wall)
+    return replace(start, state=transition(known, Kill(cause=cause), now, policies), note=reason)
 
 
 def _from_document(document: dict[str, Any], now: Instant) -> Start:
@@ -104,13 +111,25 @@ def _stricter(one: Start, other: Start) -> Start:
         return _SEVERITY.get(start.state.state, 2), start.state.kill_restriction, -start.state.factor
 
     chosen = max(one, other, key=severity)
-    return replace(chosen, state=replace(chosen.state, epoch=max(one.state.epoch, other.state.epoch)))
+    state = replace(chosen.state, epoch=max(one.state.epoch, other.state.epoch))
+    return replace(chosen, state=state, lockouts=_longer(one.lockouts, other.lockouts))
+
+
+def _longer(one: Lockouts, other: Lockouts) -> Lockouts:
+    by_name = dict(other.by_name)
+    for name, attempts in one.by_name.items():
+        known = by_name.get(name, attempts)
+        by_name[name] = max(attempts, known, key=lambda attempts: (attempts.failures, attempts.until))
+    return Lockouts(by_name=by_name)
 
 
 def _from_audit(loaded: Nothing, events: Sequence[dict[str, Any]], now: Instant, policies: Policies) -> Start:
     fresh = SwitchState(since=now.wall)
-    if loaded.audit_epoch is None or not events:
+    if not loaded.audit_epoch:  # none at all, or a first start that never changed anything
         return Start(state=fresh, triggers={}, lockouts=Lockouts(), fresh=True)
+    if not events:
+        reason = f"both state files are gone; the audit knows epoch {loaded.audit_epoch}, but not in which state it was"
+        return _killed(CauseCode.STATE_LOST, reason, now, policies, epoch=loaded.audit_epoch)
     last = events[-1]
     if last.get("to") == State.ACTIVE.value and (last.get("data") or {}).get("factor") == 1.0:
         return Start(state=replace(fresh, epoch=loaded.audit_epoch), triggers={}, lockouts=Lockouts())
@@ -122,9 +141,6 @@ def _epoch_of(events: Sequence[dict[str, Any]]) -> int:
     return max((int((event.get("data") or {}).get("epoch", 0)) for event in events), default=0)
 
 
-def _killed(
-    code: CauseCode, reason: str, now: Instant, policies: Policies, *, epoch: int, keep: Start | None = None
-) -> Start:
+def _killed(code: CauseCode, reason: str, now: Instant, policies: Policies, *, epoch: int) -> Start:
     state = restored_kill(code, reason, now, epoch=epoch, policies=policies)
-    kept = keep or Start(state=state, triggers={}, lockouts=Lockouts())
-    return replace(kept, state=state, note=reason)
+    return Start(state=state, triggers={}, lockouts=Lockouts(), note=reason)

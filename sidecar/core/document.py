@@ -42,7 +42,7 @@ def state_from_document(document: Mapping[str, Any], now: Instant) -> SwitchStat
     """
     try:
         return SwitchState(
-            state=State(document["state"]),
+            state=_state(document["state"]),
             since=float(document["since"]),
             epoch=int(document["epoch"]),
             factor=_factor(document["factor"]),
@@ -57,6 +57,13 @@ def state_from_document(document: Mapping[str, Any], now: Instant) -> SwitchStat
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(f"the stored state cannot be read: {type(error).__name__} {error}") from error
+
+
+def _state(value: Any) -> State:
+    state = State(value)
+    if state is State.DISABLED:
+        raise ValueError("DISABLED is never stored, for what was in force before would be forgotten")
+    return state
 
 
 def _factor(value: Any) -> float:
@@ -85,7 +92,25 @@ def _cause_document(cause: Cause) -> Document:
 
 
 def _cause(document: Mapping[str, Any]) -> Cause:
-    return Cause(**{**document, "code": CauseCode(document["code"])})
+    return Cause(
+        code=CauseCode(document["code"]),
+        reason=str(document["reason"]),
+        time=float(document["time"]),
+        trigger=_text(document["trigger"]),
+        by=_text(document["by"]),
+        by_verified=bool(document["by_verified"]),
+        value=_number(document["value"]),
+        limit=_number(document["limit"]),
+        count=int(document["count"]),
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _recovery_document(recovery: Recovery, now: Instant) -> Document:
@@ -167,8 +192,16 @@ def _demand_document(demand: Demand) -> Document:
 
 
 def _demand(document: Mapping[str, Any]) -> Demand:
-    action = Action[str(document["action"]).upper()]
-    return Demand(**{**document, "action": action, "code": CauseCode(document["code"])})
+    return Demand(
+        trigger=str(document["trigger"]),
+        action=Action[str(document["action"]).upper()],
+        factor=None if document["factor"] is None else _factor(document["factor"]),
+        code=CauseCode(document["code"]),
+        message=str(document["message"]),
+        value=_number(document["value"]),
+        limit=_number(document["limit"]),
+        since=float(document["since"]),
+    )
 
 
 def lockouts_document(lockouts: Lockouts, now: Instant) -> Document:
