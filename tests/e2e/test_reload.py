@@ -12,7 +12,9 @@ RELOADED = "killswitch_config_last_reload_successful"
 def test_a_broken_rule_file_keeps_the_old_rules_and_a_mended_one_is_taken_over(sidecar, drawdown):
     switch = sidecar(drawdown.rule())
     assert switch.metrics()[RELOADED] == 1
-    switch.rules_file.write_text("groups: [{name: desk, rules: [{trigger: portfolio_drawdown, typo: 1}]}]")
+    switch.rules_file.write_text(
+        "groups: [{name: desk, rules: [{trigger: portfolio_drawdown, type: expression, expr: up, typo: 1}]}]"
+    )
     switch.signal(signal.SIGHUP)
     switch.wait_status("the failed reload", lambda status: not status["config"]["last_reload_successful"])
     status = switch.status()

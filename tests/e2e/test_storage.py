@@ -124,7 +124,7 @@ def test_a_second_sidecar_on_the_same_folder_exits_and_disturbs_nothing(sidecar,
     second.launch()
     assert second.process.wait(timeout=15) == 1
     second.process = None
-    assert "another process" in second.log_file.read_text() or "in use" in second.log_file.read_text()
+    assert "held by another sidecar" in second.log_file.read_text()
     assert switch.gate().decided == (200, "active")
     assert switch.gate(unix=True).decided == (200, "active")
     assert (switch.status()["epoch"], switch.page.stat().st_ino) == (epoch, page)
