@@ -45,6 +45,7 @@ class Desk:
     def status(self) -> Document:
         """The whole switch, as `/api/v1/status` answers it."""
         app = self._app
+        app.refresh()  # else it could say "ready" for one heartbeat while the gate still denies
         snapshot = app.switch.snapshot()
         not_ready = app.not_ready()
         return status_document(
