@@ -1,7 +1,9 @@
 """`killswitch demo` as a user runs it: the whole story, with and without Prometheus, and nothing left behind."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -176,8 +178,15 @@ def test_it_keeps_running_for_curl_and_obeys_until_ctrl_c(home: Path) -> None:
     assert demo.text.rstrip().endswith("Ended.")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["refused    no sidecar runs yet", "$ killswitch serve"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "refused    no sidecar runs yet"),
+        (signal.SIGTERM, "refused    no sidecar runs yet"),
+        (signal.SIGHUP, "refused    no sidecar runs yet"),
+        (signal.SIGINT, "$ killswitch serve"),
+    ],
+)
 def test_a_story_broken_off_leaves_nothing_behind(home: Path, number: signal.Signals, moment: str) -> None:
     demo = Demo(home)
     demo.wait_for(moment)
@@ -195,6 +204,87 @@ def test_a_process_that_dies_ends_the_story_with_a_reason_and_its_log(home: Path
     assert re.search(r"FAILED +(sidecar \(process \d+\) ended by itself|`killswitch)", demo.text)
     assert "Last lines of sidecar:" in demo.text
     assert "sidecar.listening" in demo.text
+
+
+def test_the_configuration_of_the_readme_guards_a_bot(home: Path) -> None:
+    """Its YAML and its commands, but for the ports, which may be taken."""
+    environ = {
+        **os.environ,
+        "TMPDIR": str(home),
+        "KILLSWITCH_CONFIG": str(home / "config.yaml"),
+        "PYTHONPATH": str(ROOT),
+    }
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*argv: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *argv], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    def killswitch(line: str, typed: str = "") -> tuple[int, str]:
+        argv = [sys.executable, "-m", "sidecar", *shlex.split(line)]
+        done = subprocess.run(argv, env=environ, cwd=home, input=typed, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    def wait_for_gate(code: int) -> None:
+        deadline = time.monotonic() + 30
+        while killswitch("check")[0] != code:
+            assert time.monotonic() < deadline, killswitch("status")
+            time.sleep(0.1)
+
+    try:
+        bot = start("sidecar.demo.bot", "--gate-socket", str(home / "run" / "gate.sock"))
+        assert bot.stdout is not None
+        assert bot.stdin is not None
+        _write_readme(home, metrics_port=json.loads(bot.stdout.readline())["metrics_port"])
+        code_hash = killswitch("hash-code", "a code\n")[1].strip().splitlines()[-1]
+        (home / "approvers.yaml").write_text(f"- {{name: bob, code_hash: '{code_hash}'}}\n")
+        start("sidecar", "serve")
+        wait_for_gate(0)
+        assert killswitch("rules check rules/drawdown.yaml")[0] == 0
+        assert killswitch("health")[0] == 0
+        bot.stdin.write("drawdown -0.12\n")
+        bot.stdin.flush()
+        deadline = time.monotonic() + 30
+        while "REDUCED" not in killswitch("status")[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert killswitch('trigger --reason "fat finger in AAPL" --by alice --confirm')[0] == 0
+        wait_for_gate(3)
+        # The throttle of 75 % still asks, so the rule is not clear; its step lifts at -0.1125.
+        bot.stdin.write("recover\n")
+        bot.stdin.flush()
+        deadline = time.monotonic() + 30
+        recover = 'recover --reason "feed is back, positions reconciled" --by bob'
+        while (answer := killswitch(recover, "a code\n"))[0] != 0:
+            assert time.monotonic() < deadline, answer
+            time.sleep(0.2)
+        assert "RECOVERING" in killswitch("status")[1]
+        assert killswitch('cancel-recovery --by alice --reason "the feed dropped again"')[0] == 0
+        assert "switch.killed" in killswitch("audit --since 24h")[1]
+        assert "WHOLE" in killswitch("audit verify")[1]
+    finally:
+        for process in started:
+            process.terminate()
+            process.communicate(timeout=20)
+        for name in ("run", "control", "state", "rules"):
+            shutil.rmtree(home / name, ignore_errors=True)
+        for name in ("config.yaml", "approvers.yaml"):
+            (home / name).unlink(missing_ok=True)
+
+
+def _write_readme(home: Path, *, metrics_port: int) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    config, rule = re.findall(r"^```yaml\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    assert "127.0.0.1:8000" in config
+    assert "127.0.0.1:9781" in config
+    config = config.replace("127.0.0.1:8000", f"127.0.0.1:{metrics_port}").replace("127.0.0.1:9781", "127.0.0.1:0")
+    for name in ("run", "control", "state", "rules"):
+        (home / name).mkdir()
+    (home / "config.yaml").write_text(config.replace("gate: {", "gate: {listen: 127.0.0.1:0, "))
+    (home / "rules" / "drawdown.yaml").write_text(rule)
 
 
 def _arguments(pid: int) -> list[str]:
