@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -52,9 +52,6 @@ from sidecar.rules.model import Operator, Rule, RuleSet
 from sidecar.rules.readings import Answer, Failure
 from sidecar.settings.config import Settings
 from sidecar.settings.rule_files import load_rules
-
-if TYPE_CHECKING:
-    from sidecar.rules.triggers import Trigger
 
 log = logging.getLogger("sidecar.app")
 
@@ -120,7 +117,7 @@ class Application:
             health=self._build_health(settings),
             approvers=self._load_approvers(settings),
             gates=StepGateKeeper(clock=clock, ask=self.sources.ask_queries),
-            ready=self.not_ready,
+            ready=self.shut,
         )
         self.recoveries.health_interval = min(settings.rules.interval, 5.0)
         self.brake = OrderBrake(evaluator=self.evaluator, clock=clock)
@@ -144,9 +141,9 @@ class Application:
         self.evaluator.on_evaluation.append(lambda _, took: self.instruments.observe_evaluation(took))
         self.evaluator.on_kill.append(self.instruments.observe_breach_to_block)
         self.config_loosened = 0
+        self._stale_since: float | None = None
         self._retired: list[PrometheusSource] = []
         self._scrapes_changed = asyncio.Event()
-        self._stored_triggers: dict[str, Trigger] = {}
         self._thread = StorageThread()
         self._stopping = asyncio.Event()
 
@@ -215,8 +212,7 @@ class Application:
     async def _wait_for_storage(self, storage: "asyncio.Task[None]") -> None:
         # A second sidecar must find out before it touches anything of the first; a hung volume must not hold us up.
         await asyncio.wait({storage}, timeout=STORAGE_PATIENCE_SECONDS)
-        if storage.done() and isinstance(storage.exception(), FolderLocked):
-            raise AnotherSidecar(str(storage.exception()))
+        _refuse_second(storage)
 
     async def _start_listeners(self, stack: AsyncExitStack) -> None:
         gate, operations = self.settings.gate, self.settings.operations
@@ -256,15 +252,19 @@ class Application:
             done, _ = await asyncio.wait({*watched, stopping}, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stopping}:
                 watched.discard(task)
+                _refuse_second(task)
                 if not _has_ended_well(task):
                     self._fail(f"the task {task.get_name()!r} ended: {_outcome(task)}")
 
     def _fail(self, what: str) -> None:
+        self._degrade(what)
+        self.refresh()
+
+    def _degrade(self, what: str) -> None:
         if self.failure is None:
             log.critical("sidecar.degraded", extra={"fields": {"message": what}})
             self.failure = (self.clock.now().mono, what)
             self.keeper.audit(audit_event("sidecar.degraded", self.clock.now(), reason=what))
-        self.refresh()
 
     async def _finish(self) -> None:
         await self.keeper.drain(STOP_SECONDS)
@@ -275,7 +275,15 @@ class Application:
             except (TimeoutError, StorageError) as error:
                 log.warning("storage.close_failed", extra={"fields": {"error": str(error)}})
         await self._thread.stop(STOP_SECONDS)
-        for source in [*self._retired, *([self.prometheus] if self.prometheus else [])]:
+        await self.evaluator.stop()
+        await self.sources.close()
+        await self._close_retired()
+        if self.prometheus is not None:
+            await self.prometheus.close()
+
+    async def _close_retired(self) -> None:
+        retired, self._retired = self._retired, []
+        for source in retired:
             await source.close()
 
     def _announce(self, what: str) -> None:
@@ -312,9 +320,9 @@ class Application:
             self._storage_failed(str(error))
             return
         self.recoveries.lockouts = start.lockouts
-        self._stored_triggers = start.triggers
-        self.evaluator.restore(start.triggers)
+        # The state first: the waivers in it say which of the stored triggers may kill.
         self.keeper.attach(memory if self.switch.mode is not Mode.DISABLED else _AuditOnly(memory), start.state)
+        self.evaluator.restore(start.triggers)
         self.storage_error = None
         self._audit_restore(start, memory)
         self.refresh()
@@ -359,7 +367,7 @@ class Application:
     def _document(self, state: SwitchState, now: Instant) -> Document:
         triggers = {
             name: document
-            for name, trigger in self.evaluator.triggers.items()
+            for name, trigger in self.evaluator.timers()
             if (document := trigger_document(trigger, now)) is not None
         }
         return {
@@ -379,6 +387,7 @@ class Application:
                 await self.memory.flush()
             if self.operations is not None:
                 await self.operations.refresh()
+            await self._close_retired()
 
     # Rules
 
@@ -397,7 +406,6 @@ class Application:
             log.error("rules.unusable", extra={"fields": {"error": str(error)}})  # noqa: TRY400 - says it all
             rules = RuleSet()
         self.take_rules(rules)
-        self.evaluator.restore(self._stored_triggers)
 
     def take_rules(self, rules: RuleSet) -> None:
         """Evaluate these rules from now on."""
@@ -493,17 +501,25 @@ class Application:
         if not_ready is None and not self.opened:
             self.opened = True
             log.info("sidecar.ready", extra={"fields": {"switch": self.switch.name}})
-        if self.failure is None and (ended := self.evaluator.failed()) is not None:
-            self._fail(ended)
-            return
+        if (broken := self.evaluator.failed() or self.keeper.broken) is not None:
+            self._degrade(broken)
+        now = self.clock.now()
+        stale = self.evaluator.stale(now)
+        self._stale_since = None if stale is None else (self._stale_since or now.mono)
+        self.recoveries.end_waivers()
         self.keeper.cover(
             Overlay(
                 unrestored=self._unrestored(),
                 not_ready=not_ready,
-                stale=self.evaluator.stale(self.clock.now()),
+                stale=stale,
                 internal_error=self.failure[1] if self.failure else None,
             )
         )
+
+    def shut(self) -> str | None:
+        """Everything beside the state that speaks against trading; None if nothing does."""
+        broken = self.failure[1] if self.failure else None
+        return broken or self.not_ready() or self.evaluator.stale(self.clock.now())
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -548,8 +564,11 @@ class Application:
 
     def live(self) -> str | None:
         """Why the process should be restarted; None while it should not."""
-        if self.failure is not None and self.clock.now().mono - self.failure[0] > DEGRADED_LIVENESS_SECONDS:
+        long_ago = self.clock.now().mono - DEGRADED_LIVENESS_SECONDS
+        if self.failure is not None and self.failure[0] < long_ago:
             return self.failure[1]
+        if self._stale_since is not None and self._stale_since < long_ago:
+            return self.evaluator.stale(self.clock.now())
         return None
 
     def config_ready(self) -> str | None:
@@ -593,6 +612,11 @@ async def _cancel(*tasks: "asyncio.Task[None]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _refuse_second(task: "asyncio.Task[Any]") -> None:
+    if task.done() and not task.cancelled() and isinstance(task.exception(), FolderLocked):
+        raise AnotherSidecar(str(task.exception()))
 
 
 def _has_ended_well(task: "asyncio.Task[Any]") -> bool:

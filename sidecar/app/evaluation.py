@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import Clock
 from sidecar.app.keeper import Keeper
 from sidecar.core.events import Demand, EventKind, HoldRemoved, Waiver
-from sidecar.core.states import Action, Instant
+from sidecar.core.states import Action, Instant, Mode
 from sidecar.core.switch import Change
 from sidecar.rules.model import AlertMatch, Connectivity, Expression, Group, OrderRate, Rule, RuleSet
 from sidecar.rules.readings import Answer, Failure, Fresh, Reading, Series, failure_reason, take_reading
@@ -54,6 +55,12 @@ class Counters:
     missed: dict[str, int] = field(default_factory=dict)
     shadow_firings: dict[str, int] = field(default_factory=dict)
 
+    def forget_all_but(self, rules: AbstractSet[str]) -> None:
+        """Drop what was counted for rules that are gone, or every renaming would stay in memory."""
+        for counts in (self.evaluations, self.failures, self.shadow_firings):
+            for name in counts.keys() - rules:
+                del counts[name]
+
 
 class Evaluator:
     """Runs the rules of one rule set.
@@ -79,9 +86,11 @@ class Evaluator:
         self.warnings_count = warnings_count
         self._by_name: dict[str, Rule] = {}
         self._started: dict[str, float] = {}
+        self._intervals: dict[str, float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._reported: dict[str, float] = {}
         self._shadowing: set[str] = set()
+        self._stored: dict[str, Trigger] = {}
         keeper.observers.change.append(self._on_change)
 
     # Rule sets
@@ -103,33 +112,49 @@ class Evaluator:
             known = before.get(name)
             if known is None or (name in old and old[name].kind != rule.kind):
                 known = Trigger(ready=isinstance(rule.condition, AlertMatch | OrderRate))
-            newly_enforcing = rule.enforcing and not (name in old and old[name].enforcing)
-            if opened and newly_enforcing and not known.ready:
+            if opened and rule.enforcing and not known.ready:
                 known = replace(known, graced=True)
             self.triggers[name] = known
-        for name in before.keys() - new.keys():
-            self._keeper.switch.drop_demands(name)
         self.rules = rules
         self._by_name = new
         self._reported = {name: at for name, at in self._reported.items() if name in new}
+        self._shadowing &= new.keys()
+        self.counters.forget_all_but(new.keys())
         self._keeper.publish()
+        self._put_back()
 
     def restore(self, triggers: dict[str, Trigger]) -> None:
-        """Put stored triggers in place of unevaluated ones, before the first evaluation."""
-        for name, stored in triggers.items():
-            rule = self._by_name.get(name)
-            if rule is None:
-                continue
-            self.triggers[name] = replace(stored, ready=self.triggers[name].ready)
-            if rule.enabled and not rule.shadow:
+        """Give the timers that were stored to the rules of these names, now or as soon as their files can be read."""
+        self._stored = dict(triggers)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if not self._by_name:
+            return  # no rule file could be read yet; what was stored must outlive that
+        stored, self._stored = self._stored, {}
+        for name, timers in stored.items():
+            rule, known = self._by_name.get(name), self.triggers.get(name)
+            if rule is None or known is None or _fires(known):
+                continue  # gone, or firing already: what is seen now counts, not what was
+            self.triggers[name] = replace(
+                known, main=timers.main, steps=timers.steps, value=timers.value, failures=timers.failures
+            )
+            if rule.enabled and not rule.shadow and self._keeper.switch.mode is not Mode.DISABLED:
                 self._demand(rule, self.triggers[name], self._clock.now())
 
+    def timers(self) -> Iterator[tuple[str, Trigger]]:
+        """All triggers whose timers are to be stored, with those that were and whose rules are not loaded yet."""
+        yield from self._stored.items()
+        yield from self.triggers.items()
+
     def _hold_what_goes(self, old: dict[str, Rule], new: dict[str, Rule]) -> None:
+        waived = {waiver.trigger for waiver in self._keeper.switch.state.waivers if waiver.threshold is None}
         held: list[Demand] = []
         for name, rule in old.items():
-            stays = name in new and new[name].enabled and not new[name].shadow and new[name].kind == rule.kind
-            if not stays and rule.enforcing:
-                dropped = self._keeper.switch.drop_demands(name)
+            if name in new and new[name].enabled and not new[name].shadow and new[name].kind == rule.kind:
+                continue
+            dropped = self._keeper.switch.drop_demands(name)
+            if name not in waived:
                 held += [demand for demand in dropped if Action.WARN < demand.action < Action.KILL]
         if held:
             self._keeper.apply(HoldRemoved(demands=tuple(held)))
@@ -185,14 +210,17 @@ class Evaluator:
     # Running
 
     def start(self) -> None:
-        """Start a task for each group, and end those of groups that are gone or changed."""
+        """Start a task for each group in place of those that run; each evaluates at once."""
         wanted = {group.name: group for group in self._distinct_groups()}
-        for name, task in list(self._tasks.items()):
+        for task in self._tasks.values():
             task.cancel()
-            del self._tasks[name]
+        self._tasks = {}
         now = self._clock.now()
-        self.completed = {}
-        self._started = dict.fromkeys(wanted, now.mono)
+        # A group that stays is as stale as it was: else a reload every few seconds would hide one that never completes.
+        same = {name for name, group in wanted.items() if self._intervals.get(name) == group.interval}
+        self.completed = {name: at for name, at in self.completed.items() if name in same}
+        self._started = {name: self._started.get(name, now.mono) if name in same else now.mono for name in wanted}
+        self._intervals = {name: group.interval for name, group in wanted.items()}
         for group in wanted.values():
             self._tasks[group.name] = asyncio.create_task(self._run_group(group), name=f"group {group.name}")
 
@@ -226,20 +254,15 @@ class Evaluator:
     async def _run_group(self, group: Group) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time() + self._jitter(group)
-        await self._evaluate_timed(group)
         while True:
-            await asyncio.sleep(max(0.0, due - loop.time()))
-            await self._evaluate_timed(group)
-            missed = max(0, int((loop.time() - due) / group.interval))
+            began = loop.time()
+            await self.evaluate_group(group)
+            ended = loop.time()
+            for observer in self.on_evaluation:
+                observer(group.name, ended - began)
+            due, missed = next_turn(due, ended, group.interval)
             self.counters.missed[group.name] = self.counters.missed.get(group.name, 0) + missed
-            due += (missed + 1) * group.interval
-
-    async def _evaluate_timed(self, group: Group) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await self.evaluate_group(group)
-        for observer in self.on_evaluation:
-            observer(group.name, loop.time() - began)
+            await asyncio.sleep(max(0.0, due - loop.time()))
 
     def _jitter(self, group: Group) -> float:
         # The same pod always asks at the same offset, so a restart does not move it; a fleet spreads over the interval.
@@ -368,6 +391,18 @@ class Evaluator:
         for name, trigger in self.triggers.items():
             if trigger.main != QUIET or any(level != QUIET for level in trigger.steps):
                 yield name
+
+
+def _fires(trigger: Trigger) -> bool:
+    return any(level.firing_since is not None for level in (trigger.main, *trigger.steps))
+
+
+def next_turn(due: float, now: float, interval: float) -> tuple[float, int]:
+    """When a group is to be evaluated next, and how many of its turns have gone by; all in seconds of one clock."""
+    if due > now:
+        return due, 0
+    missed = int((now - due) / interval)
+    return due + (missed + 1) * interval, missed
 
 
 def _fresh(value: float) -> Fresh:

@@ -4,16 +4,22 @@ A terminal or pipe that does not take what is written to it must never hold up t
 records into a bounded queue; what does not fit is dropped and counted.
 """
 
+import contextlib
+import copy
 import json
 import logging
 import logging.handlers
 import queue
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 QUEUE_SIZE = 10_000
+STOP_SECONDS = 2.0
 TRAIL = "sidecar.audit_trail"
+
+_TRACEBACKS = logging.Formatter()
 
 
 class _JsonFormatter(logging.Formatter):
@@ -25,8 +31,8 @@ class _JsonFormatter(logging.Formatter):
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = record.exc_text
         return json.dumps(line, default=str)
 
 
@@ -34,7 +40,7 @@ class _ConsoleFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{key}={value}" for key, value in getattr(record, "fields", {}).items())
         line = f"{_stamp(record)} {record.levelname:<7} {record.getMessage()} {fields}".rstrip()
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{record.exc_text}" if record.exc_text else line
 
 
 def _stamp(record: logging.LogRecord) -> str:
@@ -48,6 +54,15 @@ class _Dropping(logging.handlers.QueueHandler):
     def __init__(self, records: "queue.Queue[Any]") -> None:
         super().__init__(records)
         self.dropped = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        # The library's own would fold a traceback into the message, and the message is the name of the event.
+        prepared = copy.copy(record)
+        prepared.msg, prepared.args = record.getMessage(), None
+        if record.exc_info:
+            prepared.exc_text = _TRACEBACKS.formatException(record.exc_info)
+        prepared.exc_info = None
+        return prepared
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
@@ -82,7 +97,13 @@ class Logs:
         return self._handler.dropped
 
     def stop(self) -> None:
-        """Write what is queued and end the thread."""
+        """Write what is queued and end the thread; give up after a moment where nobody takes what is written."""
         self._root.removeHandler(self._handler)
         self._root.propagate = True
-        self._listener.stop()
+        ending = threading.Thread(target=self._end, name="end of logs", daemon=True)
+        ending.start()
+        ending.join(STOP_SECONDS)
+
+    def _end(self) -> None:
+        with contextlib.suppress(queue.Full):  # the writer is stuck, and being a daemon it ends with the process
+            self._listener.stop()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from sidecar.rules.model import Heartbeat, Rule, RuleSet, Threshold
-from sidecar.settings.config import Settings
+from sidecar.settings.config import Health, Settings
 
 Changes = dict[str, list[object]]
 """What was loosened: the place, with the old and the new value."""
@@ -18,8 +18,8 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
         "recovery.require_approval": _dropped(before.require_approval, after.require_approval),
         "recovery.require_triggers_clear": _dropped(before.require_triggers_clear, after.require_triggers_clear),
         "recovery.steps": (
-            [(step.factor, step.after) for step in before.steps],
-            [(step.factor, step.after) for step in after.steps],
+            [(step.factor, step.after, [gate.query for gate in step.gates]) for step in before.steps],
+            [(step.factor, step.after, [gate.query for gate in step.gates]) for step in after.steps],
             before.steps != after.steps,
         ),
         "gate.killed_policy": (
@@ -31,7 +31,18 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
         "gate.trust_reduce_claim": _dropped(
             not old.gate.policy.trust_reduce_claim, not new.gate.policy.trust_reduce_claim
         ),
-        "recovery.health.sources_up": _dropped(old.recovery.health.sources_up, new.recovery.health.sources_up),
+        "recovery.backoff": (
+            [before.backoff_factor, before.backoff_max],
+            [after.backoff_factor, after.backoff_max],
+            after.backoff_factor < before.backoff_factor or after.backoff_max < before.backoff_max,
+        ),
+        "recovery.approval_ttl": (before.approval_ttl, after.approval_ttl, after.approval_ttl > before.approval_ttl),
+        "prometheus.on_warnings": (
+            old.prometheus.on_warnings,
+            new.prometheus.on_warnings,
+            (old.prometheus.on_warnings, new.prometheus.on_warnings) == ("inconclusive", "ignore"),
+        ),
+        **_health(old.recovery.health, new.recovery.health),
     }
     changes: Changes = {place: [was, now] for place, (was, now, looser) in found.items() if looser}
     for symbol, limit in old.gate.policy.position_limits.items():
@@ -41,6 +52,20 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
     return changes
 
 
+def _health(old: Health, new: Health) -> dict[str, tuple[object, object, bool]]:
+    memory, cpu = (old.min_memory_available, new.min_memory_available), (old.max_cpu_percent, new.max_cpu_percent)
+    gone = [query.name for query in old.queries if query not in new.queries]
+    return {
+        "recovery.health.sources_up": _dropped(old.sources_up, new.sources_up),
+        "recovery.health.min_memory_available": (
+            *memory,
+            memory[0] is not None and (memory[1] is None or memory[1] < memory[0]),
+        ),
+        "recovery.health.max_cpu_percent": (*cpu, cpu[0] is not None and (cpu[1] is None or cpu[1] > cpu[0])),
+        "recovery.health.queries": (gone, [query.name for query in new.queries], bool(gone)),
+    }
+
+
 def _dropped(was: bool, now: bool) -> tuple[bool, bool, bool]:  # noqa: FBT001 - two values of one flag
     return was, now, was and not now
 
@@ -48,12 +73,20 @@ def _dropped(was: bool, now: bool) -> tuple[bool, bool, bool]:  # noqa: FBT001 -
 def loosened_rules(old: RuleSet, new: RuleSet) -> Changes:
     """Rules that became milder, slower, or are gone."""
     known = {rule.trigger: rule for rule in new.rules}
+    before, after = _intervals(old), _intervals(new)
     changes: Changes = {}
     for rule in old.rules:
+        name = rule.trigger
         if rule.enforcing:
-            for what, was, now in _rule_changes(rule, known.get(rule.trigger)):
-                changes[f"rules.{rule.trigger}{what}"] = [was, now]
+            for what, was, now in _rule_changes(rule, known.get(name)):
+                changes[f"rules.{name}{what}"] = [was, now]
+            if after.get(name, 0.0) > before[name]:
+                changes[f"rules.{name} (interval of its group)"] = [before[name], after[name]]
     return changes
+
+
+def _intervals(rules: RuleSet) -> dict[str, float]:
+    return {rule.trigger: group.interval for group in rules.groups for rule in group.rules}
 
 
 def _rule_changes(old: Rule, new: Rule | None) -> Iterator[tuple[str, object, object]]:
@@ -66,41 +99,47 @@ def _rule_changes(old: Rule, new: Rule | None) -> Iterator[tuple[str, object, ob
 
 
 def _milder(old: Rule, new: Rule) -> Iterator[tuple[str, object, object]]:
-    if new.action < old.action:
-        yield ".action", old.action.label, new.action.label
-    if new.factor is not None and old.factor is not None and new.factor > old.factor:
-        yield ".factor", old.factor, new.factor
-    if new.for_ > old.for_:
-        yield ".for", old.for_, new.for_
-    if new.max_age > old.max_age:
-        yield ".max_age", old.max_age, new.max_age
-    if new.on_no_data.hold_for > old.on_no_data.hold_for:
-        yield ".on_no_data.hold_for", old.on_no_data.hold_for, new.on_no_data.hold_for
-    if new.on_no_data.then < old.on_no_data.then:
-        yield ".on_no_data.then", old.on_no_data.then.label, new.on_no_data.then.label
-    if new.on_no_data.unreachable < old.on_no_data.unreachable:
-        yield ".on_no_data.unreachable", old.on_no_data.unreachable.label, new.on_no_data.unreachable.label
-    if old.query != new.query:
-        yield ".query", old.query, new.query
+    was, now = old.on_no_data, new.on_no_data
+    factor = old.factor is not None and new.factor is not None and new.factor > old.factor
+    looser = [
+        (".action", old.action.label, new.action.label, new.action < old.action),
+        (".factor", old.factor, new.factor, factor),
+        (".for", old.for_, new.for_, new.for_ > old.for_),
+        (".keep_firing_for", old.keep_firing_for, new.keep_firing_for, new.keep_firing_for < old.keep_firing_for),
+        (".max_age", old.max_age, new.max_age, new.max_age > old.max_age),
+        (".on_no_data.hold_for", was.hold_for, now.hold_for, now.hold_for > was.hold_for),
+        (".on_no_data.then", was.then.label, now.then.label, now.then < was.then),
+        (".on_no_data.unreachable", was.unreachable.label, now.unreachable.label, now.unreachable < was.unreachable),
+        (".series", old.series, new.series, old.series is not None and new.series != old.series),
+        (".source", old.source, new.source, new.source != old.source),
+        (".query", old.query, new.query, new.query != old.query),
+    ]
+    yield from ((place, before, after) for place, before, after, is_looser in looser if is_looser)
     yield from _wider(old, new)
 
 
 def _wider(old: Rule, new: Rule) -> Iterator[tuple[str, object, object]]:
     match old.condition, new.condition:
         case Threshold() as was, Threshold() as now:
-            down = was.operator.points_down and now.threshold < was.threshold
-            up = was.operator.points_up and now.threshold > was.threshold
+            down = now.threshold < was.threshold and not was.operator.points_up
+            up = now.threshold > was.threshold and not was.operator.points_down
             if down or up or was.operator is not now.operator:
                 yield (
                     ".threshold",
                     f"{was.operator.symbol} {was.threshold:g}",
                     f"{now.operator.symbol} {now.threshold:g}",
                 )
+            if was.clear is not None and was.clear != now.clear:
+                yield ".clear", was.clear, now.clear
             if was.steps != now.steps:
-                yield ".steps", [step.at for step in was.steps], [step.at for step in now.steps]
+                yield ".steps", _steps(was), _steps(now)
         case Heartbeat() as was, Heartbeat() as now:
             if now.limit > was.limit:
                 yield ".interval", was.limit, now.limit
         case was, now:
-            if was != now and not isinstance(was, Threshold | Heartbeat):
+            if was != now:
                 yield "", str(was), str(now)
+
+
+def _steps(condition: Threshold) -> list[tuple[float, str, float | None]]:
+    return [(step.at, step.action.label, step.factor) for step in condition.steps]

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 DEFAULT_ROOT = Path("/run")
+SHARED, PRIVATE = 0o755, 0o700
+"""Modes of the run folders: whoever reaches the private one owns the switch."""
 
 
 def run_path(wanted: str, environ: Mapping[str, str]) -> Path:
@@ -18,7 +20,7 @@ def run_path(wanted: str, environ: Mapping[str, str]) -> Path:
     if not runtime or path.parent.parent != DEFAULT_ROOT or not path.parent.name.startswith("killswitch"):
         return path
     try:
-        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.parent.mkdir(mode=PRIVATE if path.parent.name.endswith("-control") else SHARED, exist_ok=True)
     except OSError:
         return Path(runtime) / path.parent.name / path.name
     return path if os.access(path.parent, os.W_OK | os.X_OK) else Path(runtime) / path.parent.name / path.name

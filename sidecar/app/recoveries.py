@@ -52,6 +52,7 @@ log = logging.getLogger("sidecar.recoveries")
 
 DRIVE_SECONDS = 0.1
 CHECKPOINT_SECONDS = 5.0
+DURABLE_WITHIN_SECONDS = 2.0
 HEALTH_ROUNDS_TO_LOSE = 3
 """Consecutive unhealthy rounds that abort a recovery, so that one bad look does not."""
 UNKNOWN_APPROVER = "(unknown)"
@@ -137,7 +138,10 @@ class RecoveryDesk:
             raise InvalidTransition(
                 f"a recovery asked for by {pending.by!r} is already {pending.stage}; approve it or cancel it first"
             )
+        causes = self._keeper.switch.state.causes
         approval = await self._approval(by, code) if self._keeper.switch.policies.recovery.require_approval else None
+        if self._keeper.switch.state.causes != causes:
+            raise InvalidTransition("a new kill came while the code was checked: look at its cause and ask again")
         name = approval.by if approval else by
         waived = tuple(self._waiver(one, name) for one in waivers)
         self._keeper.apply(RequestRecovery(by=name, reason=reason, approval=approval, waivers=waived))
@@ -145,7 +149,16 @@ class RecoveryDesk:
 
     async def _approve(self, *, by: str, code: str) -> None:
         self._must_be_possible(Approve)
-        self._keeper.apply(Approve(approval=await self._approval(by, code)))
+        asked = self._keeper.switch.state.recovery
+        if asked is None:
+            raise InvalidTransition("there is no recovery to approve; ask for one first")
+        if asked.stage is not Stage.PENDING:
+            raise InvalidTransition(f"the recovery is {asked.stage} and needs no further approval")
+        approval = await self._approval(by, code)
+        pending = self._keeper.switch.state.recovery
+        if pending is None or pending.requested != asked.requested:
+            raise InvalidTransition("the recovery ended while the code was checked: look at the switch and ask again")
+        self._keeper.apply(Approve(approval=approval))
         await self._validate_if_approved()
 
     def cancel(self, *, by: str, reason: str, by_verified: bool) -> None:
@@ -185,8 +198,9 @@ class RecoveryDesk:
 
     @staticmethod
     def _account(approvers: Approvers, by: str) -> str:
+        # With the one shared code nobody has a name, and all attempts count together.
         account = approvers.lockout_name(by)
-        return account if account != by or by in approvers.names else UNKNOWN_APPROVER
+        return account if account in approvers.names or not approvers.names else UNKNOWN_APPROVER
 
     def _wrong_code(self, account: str, by: str) -> None:
         now = self._clock.now()
@@ -236,7 +250,9 @@ class RecoveryDesk:
             if blockers:
                 self._keeper.apply(RefuseRecovery(blockers=tuple(blockers)))
                 raise RecoveryBlocked(blockers)
-            if not await self._keeper.loosen(BeginRecovery()):
+            if not await self._loosen(BeginRecovery()):
+                if self._keeper.switch.state.recovery is not recovery:
+                    raise InvalidTransition("a new kill came while the recovery was stored: all approvals are void")
                 raise NotDurable(
                     "the recovery could not be stored, so it has not begun; the switch is still KILLED",
                     status={"state": State.KILLED.value, "durable": False},
@@ -266,15 +282,30 @@ class RecoveryDesk:
 
     async def drive_once(self) -> None:
         """Do what is due now."""
-        switch, now = self._keeper.switch, self._clock.now()
+        switch = self._keeper.switch
         if switch.state.state is State.DISABLED or not self._keeper.restored:
             return
-        for trigger in list(ended_waivers(switch.state, now)):
-            self._keeper.apply(EndWaiver(trigger=trigger))
+        self.end_waivers()
         if switch.state.state is State.RECOVERING:
             await self._watch_health()
+        else:
+            self._unhealthy_rounds = 0
         await self._take_due(due(switch.state, self._clock.now(), switch.policies))
         self._save_timers()
+
+    def end_waivers(self) -> None:
+        """Arm the rules again whose waiver is over; never waits for anything, for it tightens."""
+        for trigger in list(ended_waivers(self._keeper.switch.state, self._clock.now())):
+            self._keeper.apply(EndWaiver(trigger=trigger))
+
+    async def _loosen(self, event: BeginRecovery | Reopen | StepUp) -> bool:
+        # Bounded, because what it was decided on grows old while a volume hangs; giving up makes it void.
+        try:
+            async with asyncio.timeout(DURABLE_WITHIN_SECONDS):
+                return await self._keeper.loosen(event)
+        except TimeoutError:
+            log.warning("recovery.not_stored", extra={"fields": {"event": event.kind.value}})
+            return False
 
     async def _take_due(self, what: Due | None) -> None:
         try:
@@ -324,7 +355,8 @@ class RecoveryDesk:
         if finding.verdict is not Verdict.PASS:
             return  # there is no step before the first: wait on, blocked as before
         async with self._moving:
-            await self._keeper.loosen(Reopen())
+            if not self.blockers(self._keeper.switch.state.waivers):  # asking the gates took its time
+                await self._loosen(Reopen())
 
     async def _step_up(self) -> None:
         state = self._keeper.switch.state
@@ -338,7 +370,7 @@ class RecoveryDesk:
         match finding.verdict:
             case Verdict.PASS:
                 async with self._moving:
-                    await self._keeper.loosen(StepUp())
+                    await self._loosen(StepUp())
             case Verdict.STEP_BACK:
                 self._keeper.apply(StepBack(reason=f"a gate of the step to {step.factor:g} failed: {finding.why}"))
             case Verdict.KILL:

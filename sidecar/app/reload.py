@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidecar.adapters.approvers import Approvers
 from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import stamp
 from sidecar.app.loosening import loosened_rules, loosened_settings
@@ -63,7 +64,7 @@ class Reloader:
 
     async def watch(self) -> None:
         """Look at the files' content every few seconds, for ever; reload where it has changed."""
-        self._seen = await asyncio.to_thread(self._fingerprint)
+        await self._catch_up()
         while True:
             await asyncio.sleep(POLL_SECONDS)
             self._apply_pending()
@@ -74,6 +75,17 @@ class Reloader:
                     await self.reload(by="file change")
                 except (SettingsError, RuleFileError):
                     continue  # recorded and logged where it was raised
+
+    async def _catch_up(self) -> None:
+        # What changed between the reading at the start and the first look here would never be noticed otherwise.
+        self._seen = await asyncio.to_thread(self._fingerprint)
+        try:
+            settings, rules = await asyncio.to_thread(self._read)
+        except (SettingsError, RuleFileError):
+            return  # as at the start, or the next look at the content finds it mended
+        app = self._app
+        if (settings.content_hash, rules.content_hash) != (app.settings.content_hash, app.evaluator.rules.content_hash):
+            self._seen = None
 
     async def reload(self, *, by: str) -> None:
         """Read everything again and take it over.
@@ -93,8 +105,13 @@ class Reloader:
             self._take(settings, rules, by)
 
     def _read(self) -> tuple[Settings, RuleSet]:
-        settings = load_settings(self._app.settings.path, self._app.environ)
-        rules = load_rules(settings.rules.files, settings.rules.interval, self._app.environ, settings.scrape_names)
+        try:
+            settings = load_settings(self._app.settings.path, self._app.environ)
+            rules = load_rules(settings.rules.files, settings.rules.interval, self._app.environ, settings.scrape_names)
+            if settings.recovery.approvers_file is not None:
+                Approvers.from_file(settings.recovery.approvers_file)
+        except OSError as error:
+            raise SettingsError(f"a file cannot be read: {error}; correct its mode or its mount") from error
         return settings, rules
 
     def _take(self, settings: Settings, rules: RuleSet, by: str) -> None:
@@ -107,9 +124,9 @@ class Reloader:
         app.take_sources(settings)
         app.take_rules(rules)
         app.take_limits(settings)
+        self.successful, self.error, self.loaded = True, None, app.clock.now().wall
         self._pending = settings
         self._apply_pending()
-        self.successful, self.error, self.loaded = True, None, app.clock.now().wall
         self._audit("config.reloaded", by, hash=self.hash)
         log.info("config.reloaded", extra={"fields": {"by": by, "hash": self.hash}})
         if changes:

@@ -42,9 +42,9 @@ class RuleSources:
     ) -> None:
         self._probes = probes
         self.connect(prometheus, prometheus_timeout, scrapes)
-        self._probing: dict[str, asyncio.Task[None]] = {}
         self._parsed: dict[str, ParsedQuery] = {}
         self._selected: dict[str, ScrapeQuery] = {}
+        self._probing: dict[str, tuple[Rule, asyncio.Task[None]]] = {}
         self.errors: dict[str, str] = {}
         self.used: frozenset[str] = frozenset()
 
@@ -69,6 +69,9 @@ class RuleSources:
             rule.query: parse_selector(rule.query) for rule in asked if rule.query and rule.source != PROMETHEUS
         }
         self.used = frozenset(rule.source for rule in asked if rule.enforcing)
+        names = {rule.trigger for rule in rules.rules if rule.enabled}
+        for name in self._probing.keys() - names:
+            self._probing.pop(name)[1].cancel()
 
     def states(self) -> list[tuple[str, bool, str]]:
         """Name, whether it answers, and what is wrong, for every configured source."""
@@ -85,16 +88,21 @@ class RuleSources:
         return [state for state in self.states() if state[0] in self.used]
 
     async def ask(self, rules: Sequence[Rule], receive: Receive) -> None:
-        """Ask for all rules at once and hand on each answer as it arrives; returns when all queries are answered."""
+        """Ask for all rules at once and hand on each answer as it arrives.
+
+        Returns when all queries have been answered. A probe may take longer than that: a venue that hangs must not
+        hold up the drawdown next to it. One whose probe is still under way is not probed again.
+        """
         queried = [rule for rule in rules if rule.query is not None and rule.source == PROMETHEUS]
-        probed = [rule for rule in rules if rule.query is None]
         for rule in rules:
-            if rule.query is not None and rule.source != PROMETHEUS:
+            if rule.query is None:
+                self._start_probe(rule, receive)
+            elif rule.source != PROMETHEUS:
                 receive(rule, self._ask_scrape(rule))
-        for rule in probed:
-            self._start_probe(rule, receive)
         if queried:
             await self._ask_prometheus(queried, receive)
+        else:
+            await asyncio.sleep(0)  # lets probes that need not wait answer within this very turn
 
     def _ask_scrape(self, rule: Rule) -> Answer | Failure:
         name = rule.source.partition(":")[2]
@@ -106,19 +114,32 @@ class RuleSources:
         return answer
 
     def _start_probe(self, rule: Rule, receive: Receive) -> None:
-        # A probe takes as long as a venue takes to answer. It runs beside the group, so that it delays no other rule;
-        # one that has not ended yet is not started again, and one that broke down takes the group with it.
-        running = self._probing.get(rule.trigger)
-        if running is not None and not running.done():
+        probed, task = self._probing.get(rule.trigger, (None, None))
+        if task is not None and task.done():
+            del self._probing[rule.trigger]
+            task.result()  # a defect in a probe, or in what was made of its answer, is not to be passed over
+        elif task is not None and probed is rule:
             return
-        if running is not None and not running.cancelled() and (error := running.exception()) is not None:
-            raise error
-        self._probing[rule.trigger] = asyncio.create_task(self._ask_probe(rule, receive), name=f"probe {rule.trigger}")
+        elif task is not None:
+            task.cancel()  # the rule has changed since
+        probing = asyncio.create_task(self._ask_probe(rule, receive), name=f"probe {rule.trigger}")
+        self._probing[rule.trigger] = rule, probing
 
     async def _ask_probe(self, rule: Rule, receive: Receive) -> None:
         probe = self._probes.get(rule.kind)
-        if probe is not None:
+        if probe is None:
+            message = f"nothing here answers rules of type {rule.kind}"
+            receive(rule, Failure(reason="query_error", message=message, unreachable=False))
+        else:
             receive(rule, await probe(rule))
+
+    async def close(self) -> None:
+        """End the probes that are under way."""
+        tasks = [task for _, task in self._probing.values()]
+        self._probing = {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask_prometheus(self, rules: Sequence[Rule], receive: Receive) -> None:
         if self._prometheus is None:
