@@ -383,6 +383,39 @@ async def test_answers_are_handed_on_as_they_arrive_and_each_only_once():
             assert not any(unreachable for _, _, unreachable in seen)
 
 
+async def test_many_answers_leave_the_loop_room_for_the_gate_in_between():
+    texts = [f"x + {number}" for number in range(3 * module.CHUNK_QUERIES)]
+    turn, turns = 0, []
+    loop = asyncio.get_running_loop()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count)
+
+    async with serving(FakePrometheus()) as url, asking(url) as source:
+        count()
+        await source.query(ask(*texts), lambda key, outcome: turns.append(turn))
+    assert len(turns) == len(texts)
+    assert max(turns.count(one) for one in turns) <= module.HANDED_ON_AT_ONCE
+
+
+async def test_what_a_cancelled_taker_leaves_behind_is_handed_on_by_the_next():
+    answer = Answer(series=(), evaluated_at=NOW, oldest_sample=None, warnings=())
+    seen: list[str] = []
+    far = asyncio.get_running_loop().time() + 60.0
+    round_ = module._Round(deadline=far, half_time=far, arrived=lambda key, outcome: seen.append(key))
+    keys = [str(number) for number in range(2 * module.HANDED_ON_AT_ONCE)]
+    takers = [asyncio.create_task(round_.take(dict.fromkeys(part, answer))) for part in (keys[:-1], keys[-1:])]
+    await asyncio.sleep(0)
+    assert seen == keys[: module.HANDED_ON_AT_ONCE]
+    for taker in takers:
+        taker.cancel()
+    await asyncio.wait(takers)
+    await round_.finish()
+    assert seen == keys
+
+
 async def test_a_chunk_that_is_late_but_whole_blames_nobody():
     fake = FakePrometheus()
     fake.delays = {"a": 0.7, "b": 0.7}

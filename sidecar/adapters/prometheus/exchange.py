@@ -165,11 +165,13 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes | None:
 
 
 async def _decoded(body: bytes) -> Any:
+    # The hook does nothing, but it is Python: without it the decoder never lets go of the interpreter, and a thread
+    # would hold up the loop as if it ran there. On the loop it would only cost time.
+    hook: Callable[[Any], Any] | None = None if len(body) <= INLINE_DECODE_BYTES else lambda parsed: parsed
+
     def decode() -> Any:
         try:
-            # The hook does nothing, but it is Python: without it the decoder never lets go of the interpreter, and a
-            # thread would hold up the loop as if it ran there.
-            return json.loads(body, object_hook=lambda parsed: parsed)
+            return json.loads(body, object_hook=hook)
         except (ValueError, RecursionError):
             return None
 

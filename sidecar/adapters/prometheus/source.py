@@ -6,8 +6,8 @@ one by one, so that a broken or slow query costs only itself; from then on it is
 
 import asyncio
 import functools
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -27,6 +27,9 @@ SINGLES_AT_ONCE: Final = 8
 
 GOOD_ANSWERS_TO_REJOIN: Final = 100
 """So many good answers in a row bring a query back among the others: one hiccup of a server must not last for ever."""
+
+HANDED_ON_AT_ONCE: Final = 8
+"""Outcomes handed on in one turn of the loop: evaluating a rule takes some 60 µs, and the gate cannot wait for all."""
 
 MAX_REMEMBERED: Final = 1024
 """Texts of queries that go alone; the least recently asked is forgotten first, as one that no rule has any more."""
@@ -55,26 +58,34 @@ class _Round:
     results: Outcomes = field(default_factory=dict)
     asked_alone: dict[str, Outcome] = field(default_factory=dict)
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SINGLES_AT_ONCE))
+    to_hand_on: deque[str] = field(default_factory=deque)
+    handing_on: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def take(self, outcomes: Outcomes) -> None:
+    async def take(self, outcomes: Outcomes) -> None:
         """Keep the first outcome of each key and hand it on; whom a timeout blames is known only at the end."""
-        for key, outcome in outcomes.items():
-            if key in self.results:
-                continue
-            self.results[key] = outcome
-            if not _is_unreachable_timeout(outcome):
-                self._hand_on(key)
+        fresh = {key: outcome for key, outcome in outcomes.items() if key not in self.results}
+        self.results.update(fresh)
+        await self._hand_on([key for key, outcome in fresh.items() if not _is_unreachable_timeout(outcome)])
 
-    def finish(self) -> None:
+    async def finish(self) -> None:
         """Blame the timeouts, and hand them on."""
-        for key, outcome in self.results.items():
-            if _is_unreachable_timeout(outcome):
-                self.results[key] = _blame(outcome, self)
-                self._hand_on(key)
+        late = [key for key, outcome in self.results.items() if _is_unreachable_timeout(outcome)]
+        self.results.update({key: _blame(self.results[key], self) for key in late})
+        await self._hand_on(late)
 
-    def _hand_on(self, key: str) -> None:
-        if self.arrived is not None:
-            self.arrived(key, self.results[key])
+    async def _hand_on(self, keys: Iterable[str]) -> None:
+        # Through a queue, so that whoever is cancelled in the middle leaves the rest to the next, at last to finish().
+        self.to_hand_on.extend(keys)
+        # One at a time: several chunks that arrive together would otherwise take their shares of one and the same turn.
+        async with self.handing_on:
+            handed_on = 0
+            while self.to_hand_on:
+                key = self.to_hand_on.popleft()
+                if self.arrived is not None:
+                    self.arrived(key, self.results[key])
+                handed_on += 1
+                if handed_on % HANDED_ON_AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
 
 class PrometheusSource:
@@ -120,12 +131,12 @@ class PrometheusSource:
         """
         now = _loop_time()
         round_ = _Round(deadline=now + self._timeout, half_time=now + self._timeout / 2, arrived=arrived)
-        round_.take({query.key: _wrong_type(query) for query in queries if not _is_askable(query)})
+        await round_.take({query.key: _wrong_type(query) for query in queries if not _is_askable(query)})
         askable = [query for query in queries if _is_askable(query)]
         if askable:
             await self._ask_all(askable, round_)
             self.up = round_.answered
-            round_.finish()
+            await round_.finish()
             self._learn(round_)
         return {query.key: round_.results[query.key] for query in queries}
 
@@ -138,7 +149,7 @@ class PrometheusSource:
     async def _ask_all(self, queries: Sequence[Query], round_: _Round) -> None:
         suspects = [query for query in queries if query.text in self._alone]
         others = [query for query in queries if query.text not in self._alone]
-        chunks = [self._ask_chunk(chunk, round_) for chunk in _chunks(others)]
+        chunks = [_in_turn(place, self._ask_chunk(chunk, round_)) for place, chunk in enumerate(_chunks(others))]
         async with _started(*chunks, *(self._ask_alone(query, round_) for query in suspects)) as tasks:
             await asyncio.gather(*tasks)
 
@@ -149,7 +160,7 @@ class PrometheusSource:
         async with _started(self._ask(chunk, round_)) as (batch,):
             await asyncio.wait({batch}, timeout=max(round_.half_time - _loop_time(), 0.0))
             if batch.done() and not self._calls_for_singles(batch.result()):
-                round_.take(batch.result())
+                await round_.take(batch.result())
             else:
                 await self._ask_one_by_one(chunk, batch, round_)
 
@@ -165,7 +176,7 @@ class PrometheusSource:
             while not waiting.isdisjoint(singles):
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if late and batch in done and _is_whole(batch.result()):
-                    round_.take(batch.result())  # slow, but there: no need to wait for the singles
+                    await round_.take(batch.result())  # slow, but there: no need to wait for the singles
                     return
             await asyncio.gather(*singles)
         self._search_culprit(chunk, round_, failed=not late and _has_failed_by_query(batch.result()))
@@ -188,14 +199,14 @@ class PrometheusSource:
                 await round_.turns.acquire()
         except TimeoutError:
             text = f"no turn within {self._timeout:g} s: {SINGLES_AT_ONCE} other queries took all the time"
-            round_.take({query.key: Failure(reason="timeout", message=text, unreachable=True)})
+            await round_.take({query.key: Failure(reason="timeout", message=text, unreachable=True)})
             return
         try:
             outcomes = await self._ask([query], round_)
         finally:
             round_.turns.release()
         round_.asked_alone[query.text] = outcomes[query.key]
-        round_.take(outcomes)
+        await round_.take(outcomes)
 
     async def _ask(self, queries: Sequence[Query], round_: _Round) -> Outcomes:
         outcome = await self._first_healthy(compose(queries), round_)
@@ -328,6 +339,17 @@ def _of_all(failures: Sequence[Failure]) -> Failure:
 
 def _loop_time() -> float:
     return asyncio.get_running_loop().time()
+
+
+async def _in_turn(turns: int, work: Coroutine[Any, Any, T]) -> T:
+    """Start the work after so many turns of the loop: writing a request takes half a millisecond each."""
+    try:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    except BaseException:
+        work.close()
+        raise
+    return await work
 
 
 @asynccontextmanager

@@ -1,0 +1,67 @@
+"""What a sidecar costs its pod: processor time and resident memory, by the kernel's own count."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from figures import Figure, Section
+from surroundings import ROOT, CannotMeasure, Sidecar, breach_rule, sidecar, threshold_rules
+
+RULES: Final = 200
+AT_REST_SECONDS: Final = 5.0
+
+
+def measure_cost(folder: Path, prometheus_url: str, *, seconds: float) -> list[Section]:
+    """Processor time of evaluating rules, and memory at rest."""
+    folder.mkdir()
+    one, _ = _run(folder / "one", breach_rule(interval="1s"), prometheus_url, seconds / 2)
+    default, default_memory = _run(folder / "default", ROOT / "rules" / "default.yaml", prometheus_url, seconds / 2)
+    many, many_memory = _run(folder / "many", threshold_rules(RULES), prometheus_url, seconds)
+    cpu = Section(
+        title="4. Processor time",
+        method=f"User and system time of the sidecar process (/proc/PID/stat) over {seconds:g} s ({seconds / 2:g} s "
+        f"for few rules), nobody asking the gate; share of one core.",
+        figures=[
+            Figure(name=f"{RULES} threshold rules at 1 s", value=many["percent"], unit="%", aim=10.0, note=_each(many)),
+            Figure(name="one rule at 1 s", value=one["percent"], unit="%"),
+            Figure(name="rules/default.yaml", value=default["percent"], unit="%"),
+        ],
+    )
+    memory = Section(
+        title="5. Resident memory",
+        method=f"VmRSS of the sidecar process, at least {AT_REST_SECONDS:g} s after the gate opened.",
+        figures=[
+            Figure(name="rules/default.yaml", unit="MiB", aim=64.0, limit=80.0, **default_memory),
+            Figure(name=f"{RULES} threshold rules at 1 s", unit="MiB", aim=64.0, limit=80.0, **many_memory),
+        ],
+    )
+    return [cpu, memory]
+
+
+def _run(
+    folder: Path, rules: Mapping[str, Any] | Path, prometheus_url: str, seconds: float
+) -> tuple[dict[str, float], dict[str, Any]]:
+    with sidecar(folder, rules, prometheus_url=prometheus_url) as running:
+        running.wait_until_allowed()
+        time.sleep(AT_REST_SECONDS)
+        memory = {"value": running.memory_mib(), "note": _kinds(running)}
+        evaluated = running.evaluations()
+        time.sleep(0.5)
+        used, began = running.cpu_seconds(), time.monotonic()
+        time.sleep(seconds)
+        used, took = running.cpu_seconds() - used, time.monotonic() - began
+        evaluated = running.evaluations() - evaluated
+    if evaluated <= 0:
+        raise CannotMeasure(f"no rule was evaluated within {seconds:g} s")
+    return {"percent": used / took * 100, "evaluated": evaluated, "used": used}, memory
+
+
+def _each(cost: Mapping[str, float]) -> str:
+    return f"{cost['evaluated']:.0f} evaluations, {cost['used'] / cost['evaluated'] * 1e6:.0f} µs each"
+
+
+def _kinds(running: Sidecar) -> str:
+    kinds = {"RssAnon": "its own", "RssFile": "of files, shared with others"}
+    parts = [f"{running.memory_mib(field):.1f} {kind}" for field, kind in kinds.items()]
+    return f"{', '.join(parts)}; peak {running.memory_mib('VmHWM'):.1f} MiB"

@@ -1,0 +1,114 @@
+"""How fast the sidecar is, and what it costs: every figure with its method, and with its ratio where it has one.
+
+    python tests/benchmarks/run.py [--full] [--only cost,page] [--json FILE]
+
+Runs real sidecars against a real Prometheus on loopback, under four minutes; `--full` takes longer and measures more
+often. Figures are shown beside their aims and never asserted: the exit code is 0 unless one could not be measured.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # so that it runs from a checkout, uninstalled
+
+from blocking import measure_breaches, measure_kills, measure_starts  # noqa: E402 - after the path is set
+from cost import measure_cost  # noqa: E402
+from figures import Section  # noqa: E402
+from gate_speed import measure_arrivals, measure_questions  # noqa: E402
+from page_read import measure_page  # noqa: E402
+from surroundings import exporter, prometheus  # noqa: E402
+
+Measurement = Callable[[], Section | list[Section]]
+
+
+def main() -> int:
+    """Measure, print, and write JSON where asked; 1 if something could not be measured."""
+    options = _options()
+    began, sections, failures = time.monotonic(), [], {}
+    machine = _machine()
+    print(" · ".join(f"{name} {value}" for name, value in machine.items()))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="killswitch-bench-")))
+        try:
+            measurements = _measurements(folder, stack, full=options.full)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the reader is told
+            print(f"nothing could be measured: {error}", file=sys.stderr)
+            return 1
+        for name in options.only or measurements:
+            for section in _taken(name, measurements[name], failures):
+                print(section.text(), flush=True)
+                sections.append(section)
+    print(f"\n{time.monotonic() - began:.0f} s in all")
+    for name, reason in failures.items():
+        print(f"{name} could not be measured: {reason}", file=sys.stderr)
+    if options.json:
+        report = {"machine": machine, "sections": [one.document() for one in sections], "failures": failures}
+        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return 1 if failures else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="measure more often and longer, about ten minutes")
+    parser.add_argument("--only", type=lambda text: text.split(","), help=f"some of {','.join(NAMES)}", metavar="NAMES")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    options = parser.parse_args()
+    if strangers := set(options.only or ()) - set(NAMES):
+        parser.error(f"--only {','.join(sorted(strangers))!r} is none of {','.join(NAMES)}")
+    return options
+
+
+NAMES: Final = ("questions", "arrivals", "breaches", "cost", "starts", "kills", "page")
+
+
+def _measurements(folder: Path, stack: ExitStack, *, full: bool) -> dict[str, Measurement]:
+    source = stack.enter_context(exporter())
+    url = stack.enter_context(prometheus(folder / "prometheus", source.port))
+    often = 3 if full else 1
+    return {
+        "questions": lambda: measure_questions(folder / "questions", url, requests=2000, rounds=5 * often),
+        "arrivals": lambda: measure_arrivals(folder, url, seconds=5.0, rounds=2 * often),
+        "breaches": lambda: measure_breaches(folder / "breaches", url, source, breaches=30 if full else 10),
+        "cost": lambda: measure_cost(folder / "cost", url, seconds=20.0 * often),
+        "starts": lambda: measure_starts(folder / "starts", url, starts=5 * often),
+        "kills": lambda: measure_kills(folder / "kills", url, kills=100 if full else 25),
+        "page": lambda: measure_page(folder / "page", url, batches=2000 * often),
+    }
+
+
+def _taken(name: str, measure: Measurement, failures: dict[str, str]) -> Iterator[Section]:
+    try:
+        sections = measure()
+    except Exception as error:  # noqa: BLE001 - one figure that cannot be had must not hide the others
+        failures[name] = f"{type(error).__name__}: {error}"
+        return
+    yield from sections if isinstance(sections, list) else [sections]
+
+
+def _machine() -> dict[str, Any]:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": described.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
