@@ -279,7 +279,10 @@ class Evaluator:
     def _is_due(self, rule: Rule, now: Instant) -> bool:
         if not isinstance(rule.condition, Connectivity):
             return not isinstance(rule.condition, AlertMatch)
-        last = self.triggers[rule.trigger].evaluated
+        trigger = self.triggers[rule.trigger]
+        last = trigger.evaluated
+        if not trigger.ready:
+            return True  # the gate waits for its first fresh reading, so do not make it wait for the next turn
         # Half a second of grace: a group's tick a moment early must not put a probe off by a whole interval.
         return last is None or abs(now.wall - last) >= rule.condition.interval - 0.5
 
