@@ -61,6 +61,8 @@ class Reloader:
         """Record that the files cannot be used."""
         self.successful = False
         self.error = error
+        if not self._app.evaluator.rules.rules:
+            self._app.rules_error = error  # nothing else can be in force, so this is why the gate is shut
 
     async def watch(self) -> None:
         """Look at the files' content every few seconds, for ever; reload where it has changed."""

@@ -56,6 +56,7 @@ def test_a_code_of_exactly_one_kibibyte_verifies_and_a_longer_one_never_does():
         (ALICE[:-8], "bytes|base64"),
         (ALICE + "$", "not a hash"),
     ],
+    ids=["empty", "the code itself", "other cost", "other function", "no base64", "cut short", "one field too many"],
 )
 def test_what_is_no_hash_is_refused_without_being_repeated(text, reason):
     with pytest.raises(ValueError, match=reason) as refusal:

@@ -129,7 +129,7 @@ ODD: list[tuple[object, object]] = [
 ]
 
 
-@pytest.mark.parametrize(("odd", "kept"), ODD, ids=[ascii(odd) for odd, _ in ODD])
+@pytest.mark.parametrize(("odd", "kept"), ODD, ids=[ascii(kept) for _, kept in ODD])
 def test_odd_values_neither_break_nor_lose_a_line(folder: Path, odd: object, kept: object) -> None:
     log = opened(folder)
     log.append([event(1), event(data={"odd": odd}), event(3)], NOW)
