@@ -5,7 +5,7 @@ Answers a stop only once the gate is closed and the state is durable, or says th
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import stamp
 from sidecar.app.health import Check
 from sidecar.app.status import recovery_document, status_document, trigger_document
-from sidecar.core.errors import InvalidTransition, NotDurable
+from sidecar.core.errors import InvalidTransition, NotDurable, RecoveryBlocked
 from sidecar.core.events import Cause, CauseCode, Kill
 from sidecar.core.orders import Intent, decide_blind
 from sidecar.core.states import Mode, Restriction
@@ -177,12 +177,12 @@ class Desk:
         self, *, by: str, reason: str, code: str | None, waive: Sequence[Mapping[str, object]]
     ) -> Document:
         """Ask for a recovery; see RecoveryDesk.recover for what it raises."""
-        await self._app.recoveries.recover(by=by, reason=reason, code=code, waivers=waive)
+        await self._refused_durably(self._app.recoveries.recover(by=by, reason=reason, code=code, waivers=waive))
         return await self._durable_status()
 
     async def approve(self, *, by: str, code: str) -> Document:
         """Approve the recovery that waits; see RecoveryDesk.approve for what it raises."""
-        await self._app.recoveries.approve(by=by, code=code)
+        await self._refused_durably(self._app.recoveries.approve(by=by, code=code))
         return await self._durable_status()
 
     async def cancel(self, *, by: str, reason: str, by_verified: bool) -> Document:
@@ -193,6 +193,14 @@ class Desk:
     async def reload(self) -> None:
         """Read configuration and rules again; raise SettingsError or RuleFileError where they cannot be used."""
         await self._app.reloader.reload(by="operator")
+
+    async def _refused_durably(self, attempt: Awaitable[None]) -> None:
+        try:
+            await attempt
+        except RecoveryBlocked:
+            # The request was stored first: were only that on disk at a crash, a restart would take it up again.
+            await self._app.keeper.settled(DURABLE_WITHIN_SECONDS)
+            raise
 
     async def _durable_status(self) -> Document:
         if await self._app.keeper.settled(DURABLE_WITHIN_SECONDS):

@@ -96,7 +96,8 @@ class Exporter:
             self._release.wait()
             request.close_connection = True
             return
-        status, body = 200, "".join(sorted(self._lines.copy().values())).encode()
+        lines = [line.replace("NOW", repr(time.time())) for line in self._lines.copy().values()]
+        status, body = 200, "".join(sorted(lines)).encode()
         if self.fault == "error":
             status, body = 500, b"out of order"
         request.send_response(status)
@@ -117,6 +118,9 @@ class Exporter:
         stamp = "" if at is None else f" {int(at * 1000)}"
         shown = "NaN" if math.isnan(value) else repr(value)
         self._lines[name, case] = f'{name}{{case="{case}"}} {shown}{stamp}\n'
+
+    def beat(self, name: str, case: str) -> None:
+        self._lines[name, case] = f'{name}{{case="{case}"}} NOW\n'
 
     def drop(self, name: str, case: str) -> None:
         self._lines.pop((name, case), None)
@@ -147,6 +151,10 @@ class Metric:
     def set(self, value: float, *, at: float | None = None) -> None:
         """Export this value from the next scrape on; `at` gives the sample a time of its own (Unix seconds)."""
         self.exporter.set(self.name, self.case, value, at=at)
+
+    def beat(self) -> None:
+        """Export the time of each scrape, as a heart that beats."""
+        self.exporter.beat(self.name, self.case)
 
     def drop(self) -> None:
         self.exporter.drop(self.name, self.case)
@@ -498,8 +506,10 @@ class Sidecar:
         events = self.control("GET", "/api/v1/audit?limit=1000").document["events"]
         return [event for event in events if not types or event["type"] in types]
 
-    def wait_audit(self, kind: str) -> dict[str, Any]:
-        return wait_for(lambda: self.audit(kind), f"an audit event {kind}")[-1]
+    def wait_audit(self, kind: str, *, count: int = 1) -> dict[str, Any]:
+        """Wait until there are so many audit events of a type, and return the newest."""
+        look = lambda: found if len(found := self.audit(kind)) >= count else None  # noqa: E731
+        return wait_for(look, f"{count} audit events {kind}")[-1]
 
     def metrics(self) -> dict[str, float]:
         """Every sample of /metrics by its text, `killswitch_state{state="KILLED",switch="…"}`."""

@@ -54,7 +54,7 @@ def test_with_a_file_in_the_state_folders_place_the_gate_denies_and_opens_when_i
     assert switch.recover().status == 409
     switch.state_folder.unlink()
     switch.wait_gate(200, "active")
-    assert switch.states()["ACTIVE"] == 1.0
+    switch.wait_status("the state in the metrics", lambda _: switch.states()["ACTIVE"] == 1.0)
 
 
 def test_a_kill_before_the_state_folder_is_usable_holds_and_becomes_durable_later(
@@ -116,6 +116,7 @@ def test_a_first_reading_that_breaches_kills_at_once(make_sidecar, shared_promet
     drawdown.set(-0.5)
     switch = make_sidecar([drawdown.rule()], [shared_prometheus.url]).start()
     switch.wait_gate(403, "killed")
+    switch.wait_status("the kill to be durable", lambda status: status["durable"])
     shutil.rmtree(switch.folder / "rules")  # not even without its rules does it forget
     switch.restart()
     status = switch.wait_status("the stored state", lambda status: status["state"] == "KILLED")

@@ -97,14 +97,10 @@ def test_a_heartbeat_that_stops_kills_after_the_missed_beats(make_sidecar, share
         "interval": "1s",
         "max_missed": 2,
     }
-    heartbeat.set(time.time())
+    heartbeat.beat()
     switch = make_sidecar([rule], [shared_prometheus.url]).start()
-
-    def opened():
-        heartbeat.set(time.time())
-        return switch.gate().status == 200
-
-    wait(opened, "the gate to open on a beating heart")
+    switch.wait_gate(200, "active")
+    switch.assert_gate_stays(200, "active", seconds=2.5)
     last = time.time()
     heartbeat.set(last)
     switch.wait_gate(403, "killed")
@@ -112,7 +108,8 @@ def test_a_heartbeat_that_stops_kills_after_the_missed_beats(make_sidecar, share
     cause = switch.status()["causes"][0]
     assert (cause["code"], cause["trigger"]) == ("breach", "trading_heartbeat")
     assert switch.recover().status == 409
-    wait(lambda: [heartbeat.set(time.time()), switch.recover().status == 200][1], "a recovery with a beating heart")
+    heartbeat.beat()
+    wait(lambda: switch.recover().status == 200, "a recovery with a beating heart")
 
 
 def test_an_expression_fires_on_any_series_and_an_empty_answer_is_inactive(sidecar, drawdown):
