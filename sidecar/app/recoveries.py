@@ -353,7 +353,9 @@ class RecoveryDesk:
         finding = await self._gates.look(first, recovery.stage_since)
         self._note_wait(finding)
         if finding.verdict is not Verdict.PASS:
-            return  # there is no step before the first: wait on, blocked as before
+            if finding.verdict > Verdict.HOLD:
+                self._gates.start_over()  # there is no step before the first: wait on, blocked as before
+            return
         async with self._moving:
             if not self.blockers(self._keeper.switch.state.waivers):  # asking the gates took its time
                 await self._loosen(Reopen())

@@ -56,6 +56,10 @@ class StepGateKeeper:
             return GateFinding(verdict=Verdict.WAIT, why="another step became due meanwhile")
         return self._find(step.gates)
 
+    def start_over(self) -> None:
+        """Forget what was measured, each gate still at its own pace: for a step that can only wait, never go back."""
+        self._tallies = {}
+
     async def _measure(self, gates: Sequence[StepGate]) -> None:
         now = self._clock.now().mono
         due = [index for index in range(len(gates)) if now >= self._due.get(index, now)]

@@ -97,6 +97,9 @@ class World:
     def types(self) -> list[str]:
         return [event["type"] for event in self.memory.events]
 
+    def states(self) -> list[str]:
+        return [document["state"] for document in self.memory.documents]
+
     def epochs(self) -> list[int]:
         return [document["epoch"] for document in self.memory.documents]
 
@@ -350,9 +353,21 @@ async def test_a_loosening_nobody_waits_for_any_more_is_void_even_though_it_was_
             async with asyncio.timeout(0.01):
                 await begun(world)
         world.memory.free.set()
-        assert await world.keeper.settled(2.0)
-        await world.until(lambda: world.memory.documents[-1]["state"] == "KILLED")
+        await world.until(lambda: len(world.memory.documents) >= 2 and world.keeper.durable)
+        await world.until(lambda: world.states()[-2:] == ["RECOVERING", "KILLED"])
         assert world.switch.state.state is State.KILLED
+
+
+async def test_a_loosening_that_a_kill_overtook_is_not_even_written() -> None:
+    async with running() as world:
+        world.kill("first")
+        world.request()
+        await world.keeper.settled(2.0)
+        waiting = asyncio.create_task(begun(world))
+        await asyncio.sleep(0)
+        world.kill("second")
+        assert await waiting is False
+        assert "RECOVERING" not in world.states()
 
 
 async def test_loosenings_that_were_given_up_do_not_pile_up_behind_a_hung_write() -> None:

@@ -1,0 +1,131 @@
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from sidecar.app.loosening import loosened_rules, loosened_settings
+from sidecar.core.policy import GatePolicy, RecoveryPolicy, RestartStep
+from sidecar.core.states import Action, Restriction
+from sidecar.rules.model import Expression, Group, Heartbeat, OnNoData, Operator, Rule, RuleSet, Step, Threshold
+from sidecar.settings.config import Gate, Health, HealthQuery, Prometheus, Recovery, Settings, Switch
+
+BASE = Settings(switch=Switch(name="s"))
+CONDITION = Threshold(query="q", operator=Operator.LT, threshold=-0.15, clear=-0.1)
+RULE = Rule(trigger="dd", group="g", condition=CONDITION, for_=5.0, keep_firing_for=5.0, series=1)
+
+
+def recovery(health: Health | None = None, **changes: Any) -> Settings:
+    policy = replace(RecoveryPolicy(approvals=2), **changes)
+    return replace(BASE, recovery=Recovery(policy=policy, health=health or Health()))
+
+
+def gate(**changes: Any) -> Settings:
+    limits = {"AAPL": Decimal(100)}
+    return replace(BASE, gate=Gate(policy=replace(GatePolicy(position_limits=limits, blind_orders=False), **changes)))
+
+
+QUERY = HealthQuery(name="lag", query="lag", operator="lt", threshold=1.0)
+CHECKED = Health(min_memory_available=512, max_cpu_percent=80.0, queries=(QUERY,))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        (recovery(), recovery(cooldown=1.0), "recovery.cooldown"),
+        (recovery(), recovery(approvals=1), "recovery.approvals"),
+        (recovery(), recovery(require_approval=False), "recovery.require_approval"),
+        (recovery(), recovery(require_triggers_clear=False), "recovery.require_triggers_clear"),
+        (recovery(), recovery(approval_ttl=9e9), "recovery.approval_ttl"),
+        (recovery(), recovery(backoff_factor=1.0), "recovery.backoff"),
+        (recovery(), recovery(backoff_max=1.0), "recovery.backoff"),
+        (recovery(), recovery(steps=(RestartStep(factor=1.0),)), "recovery.steps"),
+        (recovery(), recovery(Health(sources_up=False)), "recovery.health.sources_up"),
+        (recovery(CHECKED), recovery(replace(CHECKED, min_memory_available=1)), "recovery.health.min_memory_available"),
+        (recovery(CHECKED), recovery(replace(CHECKED, max_cpu_percent=None)), "recovery.health.max_cpu_percent"),
+        (recovery(CHECKED), recovery(replace(CHECKED, queries=())), "recovery.health.queries"),
+        (gate(), gate(killed_policy=Restriction.REDUCE_ONLY), "gate.killed_policy"),
+        (gate(), gate(blind_orders=True), "gate.blind_orders"),
+        (gate(), gate(trust_reduce_claim=True), "gate.trust_reduce_claim"),
+        (gate(), gate(position_limits={"AAPL": Decimal(101)}), "gate.position_limits.AAPL"),
+        (gate(), gate(position_limits={}), "gate.position_limits.AAPL"),
+        (BASE, replace(BASE, prometheus=Prometheus(on_warnings="ignore")), "prometheus.on_warnings"),
+    ],
+)
+def test_a_setting_that_allows_more_is_named_and_its_way_back_is_not(old: Settings, new: Settings, place: str) -> None:
+    assert set(loosened_settings(old, new)) == {place}
+    back = set(loosened_settings(new, old))
+    assert back == ({place} if place == "recovery.steps" else set())
+
+
+def test_nothing_changed_is_nothing_loosened() -> None:
+    assert loosened_settings(recovery(CHECKED), recovery(CHECKED)) == {}
+    assert loosened_rules(rules(RULE), rules(RULE)) == {}
+
+
+def rules(*some: Rule, interval: float = 1.0) -> RuleSet:
+    return RuleSet(groups=(Group(name="g", interval=interval, rules=some),))
+
+
+def condition(**changes: Any) -> Rule:
+    return replace(RULE, condition=replace(CONDITION, **changes))
+
+
+STEP = Step(at=-0.1, action=Action.HALT)
+
+
+@pytest.mark.parametrize(
+    ("new", "place"),
+    [
+        (replace(RULE, enabled=False), ""),
+        (replace(RULE, shadow=True), ""),
+        (replace(RULE, condition=Expression(expr="q")), ""),
+        (replace(RULE, action=Action.HALT), ".action"),
+        (replace(RULE, for_=6.0), ".for"),
+        (replace(RULE, keep_firing_for=4.0), ".keep_firing_for"),
+        (replace(RULE, max_age=90.0), ".max_age"),
+        (replace(RULE, series=None), ".series"),
+        (replace(RULE, source="scrape:x"), ".source"),
+        (replace(RULE, on_no_data=OnNoData(hold_for=61.0)), ".on_no_data.hold_for"),
+        (replace(RULE, on_no_data=OnNoData(then=Action.HALT)), ".on_no_data.then"),
+        (replace(RULE, on_no_data=OnNoData(unreachable=Action.WARN)), ".on_no_data.unreachable"),
+        (condition(threshold=-0.2), ".threshold"),
+        (condition(operator=Operator.LE), ".threshold"),
+        (condition(query="p"), ".query"),
+        (condition(clear=-0.14), ".clear"),
+        (condition(steps=(STEP,)), ".steps"),
+    ],
+)
+def test_a_rule_that_became_milder_is_named_with_the_place(new: Rule, place: str) -> None:
+    assert set(loosened_rules(rules(RULE), rules(new))) >= {f"rules.dd{place}"}
+
+
+def test_a_rule_that_is_gone_is_named() -> None:
+    assert loosened_rules(rules(RULE), rules()) == {"rules.dd": ["enforcing", "removed"]}
+
+
+def test_a_tighter_threshold_a_new_rule_and_one_that_only_warned_are_nothing() -> None:
+    quiet = OnNoData(then=Action.WARN, unreachable=Action.WARN)
+    warns = replace(RULE, trigger="w", action=Action.WARN, on_no_data=quiet)
+    assert loosened_rules(rules(RULE, warns), rules(condition(threshold=-0.1), replace(RULE, trigger="new"))) == {}
+
+
+@pytest.mark.parametrize("threshold", [4.0, 6.0])
+def test_any_other_value_of_an_equality_is_named(threshold: float) -> None:
+    old = replace(RULE, condition=Threshold(query="q", operator=Operator.EQ, threshold=5.0))
+    new = replace(RULE, condition=Threshold(query="q", operator=Operator.EQ, threshold=threshold))
+    assert set(loosened_rules(rules(old), rules(new))) == {"rules.dd.threshold"}
+
+
+def test_a_step_with_a_milder_action_at_the_same_place_is_shown_with_the_difference() -> None:
+    milder = condition(steps=(replace(STEP, action=Action.WARN),))
+    changes = loosened_rules(rules(condition(steps=(STEP,))), rules(milder))
+    was, now = changes["rules.dd.steps"]
+    assert was != now
+
+
+def test_a_slower_heartbeat_and_a_slower_group_are_named() -> None:
+    old = replace(RULE, condition=Heartbeat(query="b", max_missed=3))
+    new = replace(RULE, condition=Heartbeat(query="b", max_missed=4))
+    assert set(loosened_rules(rules(old), rules(new))) == {"rules.dd.interval"}
+    assert loosened_rules(rules(RULE), rules(RULE, interval=5.0)) == {"rules.dd (interval of its group)": [1.0, 5.0]}
