@@ -4,8 +4,6 @@ The engine is asked in the very text that the running sidecar sends to Prometheu
 same code, so that a test sees also how old each sample is.
 """
 
-from collections.abc import Sequence
-
 from sidecar.adapters import promtool
 from sidecar.adapters.prometheus.batch import Envelope, MalformedResult, Query, compose, sort_out
 from sidecar.rules.model import Rule
@@ -48,8 +46,3 @@ def _answer(query: Query, result: promtool.Rows | promtool.Refusal) -> Answer | 
         return sort_out(Envelope(result=result, warnings=()), [query])[query.key]
     except MalformedResult as error:
         return Failure(reason="bad_response", message=str(error), unreachable=False)
-
-
-def run_all(tests: Sequence[RuleTest]) -> list[Verdict]:
-    """Run tests in order; raise as `run_rule_test` does."""
-    return [run_rule_test(test) for test in tests]

@@ -4,6 +4,7 @@ Registered by `sidecar.cli.rules`. Needs no running sidecar; a test with `metric
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sidecar.cli.context import Context, examples, pass_context
+from sidecar.cli.context import Command, Context, examples, pass_context
 from sidecar.cli.outcomes import Exit, Failure
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "test",
+    cls=Command,
     epilog=examples("killswitch rules test rules/*.test.yaml", "killswitch rules test rules/portfolio.yaml"),
 )
 @click.argument("files", nargs=-1, metavar="[FILES]...")
@@ -80,12 +82,13 @@ def _configured_rule_files(context: Context) -> list[str]:
     from sidecar.core.errors import SettingsError
     from sidecar.settings.config import load_settings
     from sidecar.settings.rule_files import rule_paths
+    from sidecar.settings.rule_tests import STAND_INS
 
     path = Path(context.config_path)
     if not path.exists():
         raise Failure(f"There is no configuration in {path}: name the tests, or the configuration with --config.")
     try:
-        return rule_paths(load_settings(path).rules.files)
+        return rule_paths(load_settings(path, {**STAND_INS, **os.environ}).rules.files)
     except SettingsError as error:
         raise Failure(str(error)) from None
 
