@@ -13,6 +13,7 @@ import click
 
 from sidecar.cli.context import Context, Group, examples, pass_context
 from sidecar.cli.outcomes import Exit, Failure, refused
+from sidecar.cli.rules_test import rules_test
 from sidecar.cli.tables import print_body, print_table
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ _POD_VARIABLES: Final = ("POD_NAME", "POD_NAMESPACE", "NODE_NAME", "POD_UID", "P
 
 @click.group(cls=Group)
 def rules() -> None:
-    """Check trigger rules and list them."""
+    """Check trigger rules, test and list them."""
+
+
+rules.add_command(rules_test)
 
 
 @rules.command(
