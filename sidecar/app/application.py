@@ -19,12 +19,13 @@ from sidecar.adapters import audit_log
 from sidecar.adapters.approvers import Approvers
 from sidecar.adapters.gate_http import GateServer
 from sidecar.adapters.instruments import Instruments
-from sidecar.adapters.operations_http import OperationsServer
+from sidecar.adapters.operations_http import OperationsServer, WebhookAccess
 from sidecar.adapters.prometheus import PrometheusSource
 from sidecar.adapters.scrape import ScrapeSource
 from sidecar.adapters.state_file import FolderLocked
 from sidecar.adapters.state_page import StatePage
 from sidecar.adapters.storage_thread import StorageThread
+from sidecar.app.alerts import Alerts
 from sidecar.app.audit_trail import CHANGES, AuditEvent, audit_event
 from sidecar.app.clock import Clock
 from sidecar.app.desk import Desk
@@ -101,7 +102,7 @@ class Application:
             prometheus=self.prometheus,
             prometheus_timeout=settings.prometheus.timeout,
             scrapes=self.scrapes,
-            probes={**probes, "order_rate": self._probe_orders},
+            probes={**probes, "order_rate": self._probe_orders, "alertmanager": self._probe_alerts},
         )
         self.evaluator = Evaluator(
             keeper=self.keeper,
@@ -110,6 +111,9 @@ class Application:
             pod=settings.switch.name,
             warnings_count=settings.prometheus.on_warnings == "inconclusive",
         )
+        self.alerts = Alerts(keeper=self.keeper, clock=clock, evaluator=self.evaluator)
+        self.webhook_access = WebhookAccess()
+        self.take_webhook(settings)
         self.recoveries = RecoveryDesk(
             keeper=self.keeper,
             clock=clock,
@@ -182,6 +186,9 @@ class Application:
     async def _probe_orders(self, rule: Rule) -> Answer | Failure:
         return await self.brake.probe(rule)
 
+    async def _probe_alerts(self, rule: Rule) -> Answer | Failure:
+        return await self.alerts.probe(rule)
+
     # Running
 
     async def run(self) -> None:
@@ -223,7 +230,11 @@ class Application:
         stack.push_async_callback(self.gate.stop, 1.0)
         await self.gate.start_unix(run_path(gate.socket, self.environ))
         server = OperationsServer(
-            desk=self.desk, registry=self.registry, hosts=operations.hosts, tokens_file=operations.tokens_file
+            desk=self.desk,
+            registry=self.registry,
+            hosts=operations.hosts,
+            tokens_file=operations.tokens_file,
+            webhook=self.webhook_access,
         )
         stack.push_async_callback(server.stop)
         self.operations = server
@@ -320,6 +331,7 @@ class Application:
             self._storage_failed(str(error))
             return
         self.recoveries.lockouts = start.lockouts
+        self.alerts.restore(start.alerts)
         # The state first: the waivers in it say which of the stored triggers may kill.
         self.keeper.attach(memory if self.switch.mode is not Mode.DISABLED else _AuditOnly(memory), start.state)
         self.evaluator.restore(start.triggers)
@@ -376,7 +388,7 @@ class Application:
             **state_document(state, now),
             "triggers": triggers,
             "lockouts": lockouts_document(self.recoveries.lockouts, now),
-            "alerts": [],
+            "alerts": self.alerts.book.state.document(now),
             "written": now.wall,
         }
 
@@ -411,6 +423,7 @@ class Application:
         """Evaluate these rules from now on."""
         self.sources.prepare(rules)
         self.evaluator.load(rules, opened=self.opened)
+        self.alerts.load(rules)
         self.brake.load(rules)
         self.gate.set_admit(self.brake.admit if self.brake.counts and self.switch.mode is not Mode.DISABLED else None)
         if self.switch.mode is not Mode.DISABLED:
@@ -431,6 +444,15 @@ class Application:
         self.settings = replace(
             self.settings, prometheus=settings.prometheus, scrape=settings.scrape, rules=settings.rules
         )
+
+    def take_webhook(self, settings: Settings) -> None:
+        """Take alerts that match this, from those who may send them, from now on."""
+        webhook = settings.alertmanager.webhook
+        self.alerts.configure(match=webhook.match, expires=webhook.expires, switch_labels=settings.switch.labels)
+        self.webhook_access.configure(
+            token_file=webhook.token_file, allow_unauthenticated=webhook.allow_unauthenticated
+        )
+        self.settings = replace(self.settings, alertmanager=settings.alertmanager)
 
     def take_limits(self, settings: Settings) -> None:
         """Let the gate decide by these limits; what a kill means waits until no kill is under way."""

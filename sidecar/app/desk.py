@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sidecar.adapters import audit_log
+from sidecar.adapters.operations_http import ReceivedAlert
+from sidecar.app.alerts import MOST_ALERTS, Result
 from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import stamp
 from sidecar.app.health import Check
@@ -189,6 +191,29 @@ class Desk:
         """Take a recovery back; raise InvalidTransition where there is none."""
         self._app.recoveries.cancel(by=by, reason=reason, by_verified=by_verified)
         return await self._durable_status()
+
+    async def alertmanager(self, *, alerts: Sequence[ReceivedAlert], truncated: bool, trusted: bool) -> Document:
+        """Take over alerts; the rules have acted on them when this waits for the disk.
+
+        Raises:
+            InvalidTransition: the switch is disabled.
+            NotDurable: not on disk within 2 s, or too many to keep; what they fire is in force all the same.
+            StorageError: no rules are loaded.
+        """
+        counts = await self._app.alerts.receive(alerts, truncated=truncated, trusted=trusted)
+        status = await self._durable_status()
+        if counts[Result.REFUSED]:
+            raise NotDurable(
+                f"{counts[Result.REFUSED]} alerts fired their rules but cannot be kept: {MOST_ALERTS} are firing "
+                "already; let webhook.match and the rules take only alerts that stop trading",
+                status=status,
+            )
+        shown = ("switch", "state", "restriction", "durable", "epoch")
+        return {**{result.value: count for result, count in counts.items()}, **{name: status[name] for name in shown}}
+
+    def webhook_turned_away(self, result: str) -> None:
+        """Count a notification that was not read: `malformed` or `refused`."""
+        self._app.alerts.results[result] += 1
 
     async def reload(self) -> None:
         """Read configuration and rules again; raise SettingsError or RuleFileError where they cannot be used."""

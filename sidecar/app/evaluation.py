@@ -7,7 +7,7 @@ of the loop in which its answer arrived.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -78,6 +78,8 @@ class Evaluator:
         self.counters = Counters()
         self.on_evaluation: list[Callable[[str, float], None]] = []
         self.on_kill: list[Callable[[float], None]] = []
+        self.excuses: list[Callable[[Rule], bool]] = []
+        """Asked whether a recovery need not wait for what a rule fires for."""
         self.completed: dict[str, float] = {}
         self._keeper = keeper
         self._clock = clock
@@ -201,7 +203,7 @@ class Evaluator:
             value = trigger.value if trigger.value is not None else waiver.threshold
             judged = evaluate(eased, _fresh(value), Trigger(), self._clock.now())
             return None if is_clear(judged) else f"rule {rule.trigger} fires even at {waiver.threshold:g}: {value:g}"
-        if is_clear(trigger):
+        if is_clear(trigger) or any(excuse(rule) for excuse in self.excuses):
             return None
         limit = limit_of(rule.condition)
         beyond = "" if limit is None or trigger.value is None else f": value {trigger.value:g}, threshold {limit:g}"
@@ -278,7 +280,7 @@ class Evaluator:
 
     def _is_due(self, rule: Rule, now: Instant) -> bool:
         if not isinstance(rule.condition, Connectivity):
-            return not isinstance(rule.condition, AlertMatch)
+            return True
         trigger = self.triggers[rule.trigger]
         last = trigger.evaluated
         if not trigger.ready:
@@ -307,6 +309,20 @@ class Evaluator:
         else:
             self._act(rule, trigger, answer, now)
         self._report(rule, before, trigger, now)
+
+    def renew(self, rule: Rule) -> None:
+        """Let a trigger that fires count as firing anew, for something that is a cause of its own has come to it."""
+        trigger = self.triggers[rule.trigger]
+        if trigger.main.firing_since is not None:
+            anew = replace(trigger.main, firing_wall=self._clock.now().wall)
+            self.triggers[rule.trigger] = replace(trigger, main=anew)
+
+    def quiet(self, rules: Iterable[Rule]) -> None:
+        """Let triggers start afresh, for an approved recovery has just taken into account what they fired for."""
+        for rule in rules:
+            self._keeper.switch.drop_demands(rule.trigger)
+            self.triggers[rule.trigger] = replace(self.triggers[rule.trigger], main=QUIET)
+        self._keeper.publish()
 
     def _in_force(self, rule: Rule) -> Rule:
         for waiver in self._keeper.switch.state.waivers:

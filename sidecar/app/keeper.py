@@ -154,6 +154,11 @@ class Keeper:
         self._checkpoint = True
         self._wake.set()
 
+    def must_store(self) -> None:
+        """Note that something stored beside the state has changed: who waits for `settled` waits for it too."""
+        self._generation += 1
+        self._wake.set()
+
     def _in_force(self, changes: Sequence[Change]) -> None:
         # Only noted here, in memory, and before the gate hears of it: whatever goes wrong there, it will be written.
         for change in changes:

@@ -44,6 +44,17 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
         ),
         **_health(old.recovery.health, new.recovery.health),
     }
+    webhook, webhook_now = old.alertmanager.webhook, new.alertmanager.webhook
+    found["alertmanager.webhook.match"] = (
+        list(webhook.match),
+        list(webhook_now.match),
+        webhook.match != webhook_now.match,
+    )
+    found["alertmanager.webhook.expires"] = (
+        webhook.expires,
+        webhook_now.expires,
+        webhook_now.expires < webhook.expires,
+    )
     changes: Changes = {place: [was, now] for place, (was, now, looser) in found.items() if looser}
     for symbol, limit in old.gate.policy.position_limits.items():
         other = new.gate.policy.position_limits.get(symbol)

@@ -124,6 +124,7 @@ class Reloader:
         }
         app.rules_error = None
         app.take_sources(settings)
+        app.take_webhook(settings)
         app.take_rules(rules)
         app.take_limits(settings)
         self.successful, self.error, self.loaded = True, None, app.clock.now().wall

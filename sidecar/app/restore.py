@@ -1,10 +1,11 @@
 """Decides in which state to start, given what was found on disk. When in doubt: KILLED, saying why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sidecar.adapters.state_file import ForeignSwitch, FutureVersion, Loaded, Lost, Nothing, Restored
+from sidecar.app.alerts import BookState
 from sidecar.core.document import lockouts_from_document, state_from_document
 from sidecar.core.errors import StorageError
 from sidecar.core.events import Cause, CauseCode, Kill
@@ -25,6 +26,7 @@ class Start:
         state: of the switch.
         triggers: by rule, with their timers.
         lockouts: of approvers.
+        alerts: of Alertmanager.
         note: what was unusual, for log and audit; empty if nothing was.
         mode: the mode that the state was stored under; None where that is unknown.
         fresh: whether nothing was stored at all.
@@ -33,6 +35,7 @@ class Start:
     state: SwitchState
     triggers: dict[str, Trigger]
     lockouts: Lockouts
+    alerts: BookState = field(default_factory=BookState)
     note: str = ""
     mode: str | None = None
     fresh: bool = False
@@ -102,6 +105,7 @@ def _from_document(document: dict[str, Any], now: Instant) -> Start:
         state=state_from_document(document, now),
         triggers={name: trigger_from_document(one, now) for name, one in document.get("triggers", {}).items()},
         lockouts=lockouts_from_document(document.get("lockouts", {}), now),
+        alerts=BookState.from_document(document.get("alerts", []), now),
         mode=document.get("mode"),
     )
 
@@ -112,7 +116,8 @@ def _stricter(one: Start, other: Start) -> Start:
 
     chosen = max(one, other, key=severity)
     state = replace(chosen.state, epoch=max(one.state.epoch, other.state.epoch))
-    return replace(chosen, state=state, lockouts=_longer(one.lockouts, other.lockouts))
+    alerts = chosen.alerts.stricter(other.alerts if chosen is one else one.alerts)
+    return replace(chosen, state=state, lockouts=_longer(one.lockouts, other.lockouts), alerts=alerts)
 
 
 def _longer(one: Lockouts, other: Lockouts) -> Lockouts:

@@ -89,6 +89,7 @@ class AppTelemetry:
             audit_head_sequence=memory.audit_head if memory else 0,
             state_write_failures=app.keeper.write_failures,
             config_loosened=app.config_loosened,
+            webhook_alerts=app.alerts.results,
             reload_successful=app.reloader.successful,
             reload_success=app.reloader.loaded,
         )

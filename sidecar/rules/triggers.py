@@ -471,6 +471,8 @@ def explain(rule: Rule, value: float | None, step: Step | None = None) -> str:
             return f"{rule.trigger}: the last beat is {shown} s old, more than {rule.condition.limit:g} s"
         case Expression():
             return f"{rule.trigger}: the expression returned {shown} series"
+        case AlertMatch():
+            return f"{rule.trigger}: {shown} matching alert(s) of Alertmanager firing"
         case Connectivity():
             return f"{rule.trigger}: failed {rule.condition.max_consecutive_failures} times in a row or more"
         case _:

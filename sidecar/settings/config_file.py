@@ -26,6 +26,7 @@ from sidecar.settings.fields import (
     KilledPolicy,
     Labels,
     Limits,
+    MatcherText,
     Misfit,
     Misfits,
     ModeWord,
@@ -208,8 +209,10 @@ class ControlSection(Section):
 class WebhookSection(Section):
     """What Alertmanager sends us."""
 
-    match: tuple[Text, ...] = Field(
-        default=(), description="Matchers that an alert must satisfy to be looked at; an `alertmanager` rule then acts."
+    match: tuple[MatcherText, ...] = Field(
+        default=(),
+        description="Alertmanager's matchers. Only an alert that satisfies all of them is looked at; an `alertmanager` "
+        "rule then acts.",
     )
     token_file: FilePath | None = Field(default=None, description="File with the bearer token of the webhook.")
     allow_unauthenticated: Flag = Field(default=False, description="Takes alerts from anybody who reaches the port.")

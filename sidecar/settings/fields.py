@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from sidecar.core.states import Action, Mode, Restriction
+from sidecar.rules.matchers import MatcherError, parse_matchers
 from sidecar.rules.model import Operator
 from sidecar.settings import promql
 from sidecar.settings.problems import Path, Problem
@@ -235,6 +236,17 @@ def seconds(written: str, description: str, **more: Any) -> Any:
 # --- scalar types ---------------------------------------------------------------------------------------------------
 
 Text = Annotated[str, BeforeValidator(text), json_text("text")]
+
+
+def _matcher(value: str) -> str:
+    try:
+        parse_matchers(value)
+    except MatcherError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+MatcherText = Annotated[str, from_text(_matcher), json_text("matcher")]
 Flag = Annotated[
     bool,
     from_text(parse_flag),

@@ -37,6 +37,7 @@ from sidecar.settings.fields import (
     Flag,
     Interval,
     Labels,
+    MatcherText,
     Misfit,
     Misfits,
     Number,
@@ -452,7 +453,7 @@ class AlertmanagerSection(RuleSection):
     """Fires while a matching alert is firing."""
 
     type: Literal["alertmanager"] = Field(description="Rule type.")
-    match: Annotated[tuple[Text, ...], BeforeValidator(_some)] = Field(
+    match: Annotated[tuple[MatcherText, ...], BeforeValidator(_some)] = Field(
         description="Alertmanager's matchers, all of which must hold, on top of `webhook.match`."
     )
 

@@ -650,7 +650,7 @@ async def test_a_probe_fails_with_the_reason_and_recovers(start: Callable[..., A
 
 @pytest.mark.parametrize(("method", "path", "status", "allow"), [
     ("GET", "/nothing", 404, None),
-    ("POST", "/api/v1/alertmanager", 404, None),
+    ("POST", "/api/v1/alertmanagers", 404, None),
     ("GET", "/api/v1/status/", 404, None),
     ("POST", "/api/v1/status", 405, "GET,HEAD"),
     ("GET", "/api/v1/trigger", 405, "POST"),
@@ -864,7 +864,8 @@ async def test_the_api_describes_what_it_serves(start: Callable[..., Any]) -> No
     listening = await start()
     described = json.loads((await listening.ask("GET", "/openapi.json")).body)
     served = {(path, method.upper()) for path, methods in described["paths"].items() for method in methods}
-    assert {(path, "GET") for path in [*OPEN, *READING, "/api/v1/events"]} | {(c[1], c[0]) for c in CHANGES} == served
+    expected = {(path, "GET") for path in [*OPEN, *READING, "/api/v1/events"]} | {(c[1], c[0]) for c in CHANGES}
+    assert expected | {("/api/v1/alertmanager", "POST")} == served
     trigger = described["components"]["schemas"]["TriggerQuestion"]
     assert trigger["required"] == ["reason"]
     assert trigger["additionalProperties"] is False

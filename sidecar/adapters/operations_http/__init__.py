@@ -4,8 +4,19 @@ One set of answers behind two doors: a TCP listener that asks for credentials, a
 permissions are the credential. Decides nothing about the switch; all of that is asked of a `Desk`.
 """
 
-from sidecar.adapters.operations_http.desk import Desk, Waive
+from sidecar.adapters.operations_http.desk import Desk, ReceivedAlert, Waive
 from sidecar.adapters.operations_http.server import OperationsLimits, OperationsServer
 from sidecar.adapters.operations_http.tokens import Role, Token, TokensFile
+from sidecar.adapters.operations_http.webhook import WebhookAccess
 
-__all__ = ["Desk", "OperationsLimits", "OperationsServer", "Role", "Token", "TokensFile", "Waive"]
+__all__ = [
+    "Desk",
+    "OperationsLimits",
+    "OperationsServer",
+    "ReceivedAlert",
+    "Role",
+    "Token",
+    "TokensFile",
+    "Waive",
+    "WebhookAccess",
+]

@@ -4,6 +4,7 @@ Shapes of the dictionaries are those of docs/API.md; they go out as they come.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, TypedDict
 
@@ -18,6 +19,24 @@ class Waive(TypedDict):
     trigger: str
     threshold: float | None
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReceivedAlert:
+    """One alert as Alertmanager sent it.
+
+    Attributes:
+        firing: False for one that is resolved.
+        labels, annotations: as sent.
+        starts_at: Unix seconds.
+        fingerprint: as sent; empty if there was none.
+    """
+
+    firing: bool
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    starts_at: float
+    fingerprint: str
 
 
 class Desk(Protocol):
@@ -56,6 +75,20 @@ class Desk(Protocol):
 
     async def cancel(self, *, by: str, reason: str, by_verified: bool) -> Mapping[str, Any]:
         """Take back the recovery under way; return the status."""
+
+    async def alertmanager(
+        self, *, alerts: Sequence[ReceivedAlert], truncated: bool, trusted: bool
+    ) -> Mapping[str, Any]:
+        """Take over alerts; return what became of them once the gate shows it and it is durable.
+
+        Args:
+            alerts: as sent.
+            truncated: whether some were left out.
+            trusted: whether a credential proves the sender.
+        """
+
+    def webhook_turned_away(self, result: str) -> None:
+        """Count a notification that was not even read: `malformed` or `refused`."""
 
     async def reload(self) -> None:
         """Read configuration and rules anew; keep the old ones if that fails."""

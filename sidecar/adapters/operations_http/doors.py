@@ -14,9 +14,15 @@ from aiohttp import web
 
 from sidecar.adapters.operations_http.problems import Problem
 from sidecar.adapters.operations_http.tokens import Role, TokensFile
+from sidecar.adapters.operations_http.webhook import SENDER, WebhookAccess
 
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]+)(?::[0-9]{0,5})?")
+_NO_WEBHOOK: Final = (
+    "alerts are taken only from senders that are known: set alertmanager.webhook.token_file, give a token of "
+    "operations.tokens_file the role webhook, or set alertmanager.webhook.allow_unauthenticated, which lets anybody "
+    "stop trading and nobody end an alert"
+)
 _HINT: Final = (
     "nothing can be changed here without credentials: set operations.tokens_file, or use the killswitch command in the "
     "sidecar's container, which goes through the control socket"
@@ -25,9 +31,15 @@ _HINT: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Caller:
-    """Who asks; `name` is None where no credential proves one."""
+    """Who asks.
+
+    Attributes:
+        name: None where no credential proves one.
+        trusted: False where nothing at all speaks for the caller, who may only stop.
+    """
 
     name: str | None = None
+    trusted: bool = True
 
     def by(self, claimed: str | None) -> str:
         """The name for the audit: the proven one, else the claimed one, else "operator"."""
@@ -68,11 +80,13 @@ class PublicDoor:
         hosts: names, in lower case, under which it may be called beside IP addresses and localhost. A web page whose
             name was rebound to our address is none of them.
         tokens: whose tokens count; None leaves reading open and refuses every change.
+        webhook: who else may send alerts.
     """
 
-    def __init__(self, *, hosts: Collection[str], tokens: TokensFile | None) -> None:
+    def __init__(self, *, hosts: Collection[str], tokens: TokensFile | None, webhook: WebhookAccess) -> None:
         self._hosts = frozenset(host.lower().rstrip(".") for host in hosts) | {"localhost"}
         self._tokens = tokens
+        self._webhook = webhook
 
     def check(self, request: web.BaseRequest) -> None:
         """Refuse hosts that are not ours, and changes that another site's page sends."""
@@ -89,6 +103,8 @@ class PublicDoor:
         """Ask for a token where the role needs one."""
         if role is None:
             return Caller()
+        if role is Role.WEBHOOK:
+            return await self._admit_alerts(request)
         if self._tokens is None:
             if role is Role.VIEWER:
                 return Caller()
@@ -98,6 +114,28 @@ class PublicDoor:
             raise _unauthorized("this token is not in operations.tokens_file", error="invalid_token")
         if not token.may(role):
             raise Problem(403, f"the token of {token.name!r} lacks the role {role}")
+        return Caller(name=token.name)
+
+    async def _admit_alerts(self, request: web.BaseRequest) -> Caller:
+        # Where alerts are taken from anybody, a wrong token is no reason to refuse a stop; it only proves nothing.
+        try:
+            return await self._sender(request)
+        except Problem:
+            if not self._webhook.allow_unauthenticated:
+                raise
+        return Caller(trusted=False)
+
+    async def _sender(self, request: web.BaseRequest) -> Caller:
+        if self._tokens is None and not self._webhook.has_token:
+            raise Problem(403, _NO_WEBHOOK)
+        text = _bearer(request)
+        if await self._webhook.accepts(text):
+            return Caller(name=SENDER)
+        token = None if self._tokens is None else await self._tokens.holder(text)
+        if token is None:
+            raise _unauthorized("this token is not the webhook's", error="invalid_token")
+        if not token.may(Role.WEBHOOK):
+            raise Problem(403, f"the token of {token.name!r} lacks the role {Role.WEBHOOK}")
         return Caller(name=token.name)
 
 

@@ -5,7 +5,7 @@ Unknown members are refused, so that a misspelt `restriction` cannot quietly bec
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isfinite
@@ -105,15 +105,19 @@ class CancelQuestion(Question):
 
 
 _Q = TypeVar("_Q", bound=Question)
+Read = Callable[[web.BaseRequest], Awaitable[bytes]]
 
 
-async def read_question(request: web.BaseRequest, model: type[_Q], *, optional: bool = False) -> _Q:
+async def read_question(
+    request: web.BaseRequest, model: type[_Q], *, optional: bool = False, read: Read | None = None
+) -> _Q:
     """Read a JSON body.
 
     Args:
         request: the request.
         model: what is asked.
         optional: True takes no body at all as an empty object.
+        read: takes the body off the connection, where it may be larger than BODY_BYTES.
 
     Raises:
         Problem: 400 malformed, 408 too slow, 413 too large, 415 not JSON.
@@ -122,7 +126,7 @@ async def read_question(request: web.BaseRequest, model: type[_Q], *, optional: 
         raise Problem(415, "send the body without Content-Encoding")
     if "Content-Type" in request.headers and not _is_json(request):
         raise Problem(415, f"Content-Type is {request.content_type!r}; send application/json")
-    body = await _read(request)
+    body = await _read(request, read or web.BaseRequest.read)
     if not body:
         if optional:
             body = b"{}"
@@ -140,10 +144,10 @@ def _is_json(request: web.BaseRequest) -> bool:
     return request.content_type == "application/json"
 
 
-async def _read(request: web.BaseRequest) -> bytes:
+async def _read(request: web.BaseRequest, read: Read) -> bytes:
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            return await request.read()
+            return await read(request)
     except TimeoutError:
         raise Problem(408, f"the body did not arrive within {_BODY_SECONDS:g} s") from None
     except web.RequestPayloadError:

@@ -27,6 +27,7 @@ from sidecar.adapters.operations_http.questions import (
 )
 from sidecar.adapters.operations_http.streams import Streams
 from sidecar.adapters.operations_http.tokens import Role
+from sidecar.adapters.operations_http.webhook import WebhookQuestion, read_payload
 
 _WELCOME: Final = "killswitch: status at /api/v1/status\nmetrics at /metrics\n"
 
@@ -100,6 +101,14 @@ class Routes:
                 limited=False,
             ),
             Route("POST", "/api/v1/trigger", Role.OPERATOR, self._trigger, "Stop trading, now.", body=TriggerQuestion),
+            Route(
+                "POST",
+                "/api/v1/alertmanager",
+                Role.WEBHOOK,
+                self._alertmanager,
+                "Take alerts from Alertmanager's webhook, version 4.",
+                body=WebhookQuestion,
+            ),
             Route("GET", "/api/v1/recovery", Role.VIEWER, self._recovery, "The recovery under way."),
             Route(
                 "POST",
@@ -203,6 +212,17 @@ class Routes:
         )
         return _json(status)
 
+    async def _alertmanager(self, request: web.Request, caller: Caller) -> web.Response:
+        try:
+            asked = await read_question(request, WebhookQuestion, read=read_payload)
+        except Problem:
+            self._desk.webhook_turned_away("malformed")
+            raise
+        answer = await self._desk.alertmanager(
+            alerts=asked.received(), truncated=asked.truncatedAlerts > 0, trusted=caller.trusted
+        )
+        return _json(answer)
+
     async def _reload(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
         await self._desk.reload()
         return _json({"reloaded": True})
@@ -237,7 +257,7 @@ def application(routes: tuple[Route, ...], door: Door, desk: Desk, *, seconds: f
     app.on_response_prepare.append(dress)
     for route in routes:
         add = app.router.add_get if route.method == "GET" else _adder(app, route.method)
-        add(route.path, _endpoint(route, door, seconds))
+        add(route.path, _endpoint(route, door, desk, seconds))
     return app
 
 
@@ -248,15 +268,26 @@ def _adder(app: web.Application, method: str) -> Callable[..., web.AbstractRoute
     return add
 
 
-def _endpoint(route: Route, door: Door, seconds: float) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _endpoint(
+    route: Route, door: Door, desk: Desk, seconds: float
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def endpoint(request: web.Request) -> web.StreamResponse:
         async with asyncio.timeout(seconds if route.limited else None):
-            caller = await door.admit(request, route.role)
+            caller = await _admitted(request, route, door, desk)
             response = await route.handler(request, caller)
         await _send(request, response, seconds)
         return response
 
     return endpoint
+
+
+async def _admitted(request: web.Request, route: Route, door: Door, desk: Desk) -> Caller:
+    try:
+        return await door.admit(request, route.role)
+    except Problem:
+        if route.role is Role.WEBHOOK:
+            desk.webhook_turned_away("refused")
+        raise
 
 
 async def _send(request: web.Request, response: web.StreamResponse, seconds: float) -> None:

@@ -25,6 +25,7 @@ from sidecar.adapters.operations_http.problems import Problem
 from sidecar.adapters.operations_http.routes import Routes, application
 from sidecar.adapters.operations_http.streams import Streams
 from sidecar.adapters.operations_http.tokens import TokensFile
+from sidecar.adapters.operations_http.webhook import WebhookAccess
 
 log = logging.getLogger("sidecar.operations")
 
@@ -68,6 +69,7 @@ class OperationsServer:
         registry: what `/metrics` shows.
         hosts: names under which the TCP listener may be called, beside IP addresses and localhost.
         tokens_file: path of the credentials of the TCP listener; None leaves reading open and refuses every change.
+        webhook: who may send alerts beside those with a token; by default nobody.
         limits: what callers may use.
         wall: the time in Unix seconds.
     """
@@ -79,6 +81,7 @@ class OperationsServer:
         *,
         hosts: Collection[str] = (),
         tokens_file: str | Path | None = None,
+        webhook: WebhookAccess | None = None,
         limits: OperationsLimits | None = None,
         wall: Callable[[], float] = time,
     ) -> None:
@@ -86,6 +89,7 @@ class OperationsServer:
         self._limits = limits or OperationsLimits()
         self._hosts = hosts
         self._tokens = None if tokens_file is None else TokensFile(tokens_file)
+        self._webhook = webhook or WebhookAccess()
         self._streams = Streams(
             desk,
             limit=self._limits.streams,
@@ -100,17 +104,19 @@ class OperationsServer:
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the credentials, for the status; empty while nothing is."""
-        return () if self._tokens is None or self._tokens.problem is None else (self._tokens.problem,)
+        found = (self._tokens.problem if self._tokens else None, self._webhook.problem)
+        return tuple(problem for problem in found if problem is not None)
 
     async def refresh(self) -> None:
-        """Look at the tokens file now and not with the next request. Never raises: see `problems`."""
+        """Look at the credentials now and not with the next request. Never raises: see `problems`."""
+        await self._webhook.refresh()
         if self._tokens is not None:
             await self._tokens.refresh()
 
     async def start_tcp(self, host: str, port: int) -> tuple[str, int]:
         """Listen on a TCP address; return the one bound, of use where port was 0. Raise OSError."""
         await self.refresh()
-        accept = await self._accept(PublicDoor(hosts=self._hosts, tokens=self._tokens))
+        accept = await self._accept(PublicDoor(hosts=self._hosts, tokens=self._tokens, webhook=self._webhook))
         server = await asyncio.get_running_loop().create_server(accept, host, port, backlog=_BACKLOG)
         self._servers.append(server)
         bound: tuple[str, int] = server.sockets[0].getsockname()[:2]
