@@ -22,7 +22,7 @@ from sidecar.adapters.instruments import Instruments
 from sidecar.adapters.operations_http import OperationsServer, WebhookAccess
 from sidecar.adapters.prometheus import PrometheusSource
 from sidecar.adapters.scrape import ScrapeSource
-from sidecar.adapters.state_file import FolderLocked
+from sidecar.adapters.state_file import FolderLocked, Nothing
 from sidecar.adapters.state_page import StatePage
 from sidecar.adapters.storage_thread import StorageThread
 from sidecar.app.alerts import Alerts
@@ -35,6 +35,7 @@ from sidecar.app.keeper import Document, Keeper
 from sidecar.app.memory import DiskMemory
 from sidecar.app.order_brake import OrderBrake
 from sidecar.app.places import run_path
+from sidecar.app.recollection import ASKING, CHECKING, Recollection, start_from_record
 from sidecar.app.recoveries import RecoveryDesk
 from sidecar.app.reload import Reloader
 from sidecar.app.restore import CannotRestore, Start, choose_start
@@ -45,7 +46,7 @@ from sidecar.core.compose import Overlay
 from sidecar.core.document import lockouts_document, state_document
 from sidecar.core.errors import InvariantViolation, RuleFileError, SettingsError, StorageError
 from sidecar.core.snapshot import Snapshot
-from sidecar.core.states import Instant, Mode
+from sidecar.core.states import Instant, Mode, State
 from sidecar.core.switch import Switch
 from sidecar.core.transitions import Policies, SwitchState
 from sidecar.rules.document import trigger_document
@@ -129,6 +130,7 @@ class Application:
         self.operations: OperationsServer | None = None
         self.page: StatePage | None = None
         self.memory: DiskMemory | None = None
+        self.recollection = self._build_recollection(settings)
         self.opened = False
         self.rules_error: str | None = None
         self.storage_error: str | None = NOT_OPEN_YET
@@ -150,8 +152,22 @@ class Application:
         self._scrapes_changed = asyncio.Event()
         self._thread = StorageThread()
         self._stopping = asyncio.Event()
+        self._folder_is_ours = asyncio.Event()
 
     # Parts
+
+    def _build_recollection(self, settings: Settings) -> Recollection | None:
+        lookback = settings.storage.restore_from_prometheus
+        if lookback is None or not settings.prometheus.urls or settings.switch.mode is Mode.DISABLED:
+            return None
+        return Recollection(
+            switch=settings.switch.name,
+            lookback=lookback,
+            started=self.started,
+            clock=self.clock,
+            servers=lambda: self.settings.prometheus,
+            keeper=self.keeper,
+        )
 
     def _build_health(self, settings: Settings) -> HealthChecks:
         wanted = settings.recovery.health
@@ -217,8 +233,11 @@ class Application:
         self._stopping.set()
 
     async def _wait_for_storage(self, storage: "asyncio.Task[None]") -> None:
-        # A second sidecar must find out before it touches anything of the first; a hung volume must not hold us up.
-        await asyncio.wait({storage}, timeout=STORAGE_PATIENCE_SECONDS)
+        # A second sidecar must find out before it touches anything of the first; a hung volume must not hold us up, and
+        # neither must a question to Prometheus.
+        ours = asyncio.create_task(self._folder_is_ours.wait())
+        await asyncio.wait({storage, ours}, timeout=STORAGE_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        ours.cancel()
         _refuse_second(storage)
 
     async def _start_listeners(self, stack: AsyncExitStack) -> None:
@@ -330,6 +349,31 @@ class Application:
         except CannotRestore as error:
             self._storage_failed(str(error))
             return
+        recollection = self.recollection
+        if recollection is None:
+            self._take_start(start, memory)
+        elif isinstance(loaded, Nothing) and start.state.state is State.ACTIVE:
+            await self._recall(recollection, start, memory)
+        else:
+            # What is stored counts at once; a later answer can only tighten.
+            recollection.checking = CHECKING
+            self._take_start(start, memory)
+            await recollection.check(start.state.epoch, self.refresh)
+
+    async def _recall(self, recollection: Recollection, start: Start, memory: DiskMemory) -> None:
+        self.storage_error = ASKING
+        self._folder_is_ours.set()
+        record = await recollection.recall(self._not_recalled)
+        if record is None:
+            self._take_start(start, memory)
+            await recollection.catch_up()
+        else:
+            self._take_start(start_from_record(start, record, self.clock.now(), self.policies), memory)
+
+    def _not_recalled(self, why: str) -> None:
+        self._storage_failed(f"nothing is stored here, and Prometheus does not tell the last known state: {why}")
+
+    def _take_start(self, start: Start, memory: DiskMemory) -> None:
         self.recoveries.lockouts = start.lockouts
         self.alerts.restore(start.alerts)
         # The state first: the waivers in it say which of the stored triggers may kill.
@@ -338,6 +382,7 @@ class Application:
         self.storage_error = None
         self._audit_restore(start, memory)
         self.refresh()
+        self._folder_is_ours.set()
 
     def _last_audited(self) -> list[dict[str, Any]]:
         events = audit_log.read(
@@ -500,6 +545,8 @@ class Application:
         """What keeps the gate at `not_ready`; None if nothing does."""
         if self.storage_error is not None:
             return self._unrestored()
+        if not self.opened and self.recollection is not None and self.recollection.checking is not None:
+            return self.recollection.checking
         if self.rules_error is not None and not self.evaluator.rules.groups:
             return f"no rules are loaded: {self.rules_error}"
         if not self.evaluator.rules.rules:
@@ -595,8 +642,8 @@ class Application:
 
     def config_ready(self) -> str | None:
         """Why the sidecar is not up yet, whatever its state and its sources; None once it is."""
-        if self.storage_error == NOT_OPEN_YET:
-            return "the stored state has not been read yet"
+        if self.storage_error in (NOT_OPEN_YET, ASKING):
+            return f"the last state is not known yet: {self.storage_error}"
         waiting = self.evaluator.never_evaluated()
         return f"groups not evaluated yet: {', '.join(waiting)}" if waiting else None
 

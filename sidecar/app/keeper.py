@@ -213,6 +213,18 @@ class Keeper:
         self._in_force(changes)
         self._wake.set()
 
+    def go_on_from(self, epoch: int) -> None:
+        """Give the present state, and all that follows, an epoch above this one, which was seen of this switch before.
+
+        It is written, or the next start would take what is stored for an older day's.
+        """
+        if epoch >= self.switch.state.epoch:
+            self.switch.raise_epoch(epoch)
+            self.switch.restamp()
+            self._generation += 1
+            self.publish()
+            self._wake.set()
+
     async def settled(self, timeout: float) -> bool:  # noqa: ASYNC109 - the answer to a caller, not a cancellation
         """Wait until all that is decided now is durable; False if it is not within `timeout` seconds."""
         wanted = self._generation

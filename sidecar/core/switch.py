@@ -140,6 +140,10 @@ class Switch:
         self._highest_epoch += 1
         self._state = replace(self._state, epoch=self._highest_epoch)
 
+    def raise_epoch(self, epoch: int) -> None:
+        """Give every change from now on an epoch above this one, which somebody else has seen of this switch."""
+        self._highest_epoch = max(self._highest_epoch, epoch)
+
     def demand(self, trigger: str, demands: Iterable[Demand], now: Instant) -> tuple[Change, ...]:
         """Set what one rule asks for, and kill if it asks for that; return the changes that kills made."""
         current = tuple(demands)

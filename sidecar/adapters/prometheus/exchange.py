@@ -57,21 +57,33 @@ class Endpoint:
         self._access = HttpAccess(http)
         self._refreshing = asyncio.Lock()
 
-    async def ask(self, session: aiohttp.ClientSession, query: str, *, deadline: float) -> Envelope | Failure:
+    async def ask(
+        self,
+        session: aiohttp.ClientSession,
+        query: str,
+        *,
+        deadline: float,
+        at: float | None = None,
+        wanted: str = "vector",
+    ) -> Envelope | Failure:
         """Ask one query; the whole exchange ends at the loop time `deadline`.
+
+        `at` is the moment to evaluate it at, Unix seconds, None the server's now; `wanted` is the type of the result,
+        `vector` or `matrix`.
 
         A dropped connection is tried once more: the usual cause is a kept-alive one that the server had just closed,
         and a query changes nothing, so asking twice is safe.
         """
+        form = {"query": query} if at is None else {"query": query, "time": f"{at:.3f}"}
         try:
             async with asyncio.timeout_at(deadline):
                 await self._refresh()
                 try:
-                    return await self._exchange(session, query, deadline)
+                    return await self._exchange(session, form, deadline, wanted)
                 except aiohttp.ClientConnectorError:
                     raise
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
-                    return await self._exchange(session, query, deadline)
+                    return await self._exchange(session, form, deadline, wanted)
         except TimeoutError:
             return self._unreachable("no complete answer in time", reason="timeout")
         except HttpConfigError as exc:
@@ -90,9 +102,11 @@ class Endpoint:
             if self._access.changed():
                 await asyncio.to_thread(self._access.refresh)
 
-    async def _exchange(self, session: aiohttp.ClientSession, query: str, deadline: float) -> Envelope | Failure:
+    async def _exchange(
+        self, session: aiohttp.ClientSession, asked: Mapping[str, str], deadline: float, wanted: str
+    ) -> Envelope | Failure:
         left = max(deadline - asyncio.get_running_loop().time(), 0.0)
-        form = {"query": query, "timeout": f"{max(round(left * _SERVER_SHARE_OF_TIME * 1000), 1)}ms"}
+        form = {**asked, "timeout": f"{max(round(left * _SERVER_SHARE_OF_TIME * 1000), 1)}ms"}
         authorization = self._access.authorization or self._userinfo
         async with session.post(
             self._url,
@@ -107,9 +121,9 @@ class Endpoint:
                 return self._failed("too_large", f"the answer is larger than {MAX_BODY_BYTES} bytes; narrow the query")
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 return self._failed("bad_response", "the answer is compressed, which was not asked for")
-            return self._judge(response, await _decoded(body or b""))
+            return self._judge(response, await _decoded(body or b""), wanted)
 
-    def _judge(self, response: aiohttp.ClientResponse, body: Any) -> Envelope | Failure:
+    def _judge(self, response: aiohttp.ClientResponse, body: Any, wanted: str) -> Envelope | Failure:
         if isinstance(body, dict) and body.get("status") == "error":
             return self._api_error(response.status, body)
         if response.status != 200:
@@ -119,8 +133,8 @@ class Endpoint:
         data = body.get("data")
         if not isinstance(data, dict) or not isinstance(data.get("result"), list):
             return self._failed("bad_response", "the JSON has no data.result")
-        if data.get("resultType") != "vector":
-            return self._failed("wrong_type", f"the result is a {data.get('resultType')!r}; a vector was wanted")
+        if data.get("resultType") != wanted:
+            return self._failed("wrong_type", f"the result is a {data.get('resultType')!r}; a {wanted} was wanted")
         return Envelope(result=data["result"], warnings=_warnings(body.get("warnings")))
 
     def _api_error(self, status: int, body: Mapping[str, Any]) -> Failure:

@@ -248,7 +248,7 @@ class PrometheusSource:
 
     async def _ask_endpoint(self, index: int, text: str, round_: _Round) -> Envelope | Failure:
         if self._session is None:
-            self._session = _new_session()
+            self._session = new_session()
         return await self._endpoints[index].ask(self._session, text, deadline=round_.deadline)
 
     def _learn(self, round_: _Round) -> None:
@@ -274,7 +274,8 @@ class PrometheusSource:
             del self._alone[text]
 
 
-def _new_session() -> aiohttp.ClientSession:
+def new_session() -> aiohttp.ClientSession:
+    """Connections for queries: no cookies, no decompression, no deadline of their own."""
     return aiohttp.ClientSession(
         auto_decompress=False,  # answers are asked for uncompressed: the limit on their size is then a limit on memory
         cookie_jar=aiohttp.DummyCookieJar(),
