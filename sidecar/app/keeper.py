@@ -132,9 +132,9 @@ class Keeper:
 
     def demand(self, trigger: str, demands: Iterable[Demand]) -> tuple[Change, ...]:
         """Set what a rule asks for; the gate shows it when this returns."""
-        before = self.switch.demands
+        before = self.switch.demands_of(trigger)
         changes = self.switch.demand(trigger, demands, self.clock.now())
-        if changes or self.switch.demands != before:
+        if changes or self.switch.demands_of(trigger) != before:
             self._in_force(changes)
         return changes
 

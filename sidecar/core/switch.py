@@ -61,15 +61,15 @@ class Switch:
     @property
     def demands(self) -> tuple[Demand, ...]:
         """What firing rules ask for at the moment, without fully waived ones, with what removed rules left behind."""
-        silenced = {waiver.trigger for waiver in self._state.waivers if waiver.threshold is None}
-        running = (
-            demand
-            for trigger, demands in self._demands.items()
-            if trigger not in silenced
-            for demand in demands
-            if not self._is_acknowledged(demand)
-        )
+        running = (demand for trigger in self._demands for demand in self.demands_of(trigger))
         return (*running, *self._state.held)
+
+    def demands_of(self, trigger: str) -> tuple[Demand, ...]:
+        """What one rule asks for at the moment; nothing while it is fully waived."""
+        asked = self._demands.get(trigger, ())
+        if not asked or any(one.trigger == trigger and one.threshold is None for one in self._state.waivers):
+            return ()
+        return tuple(demand for demand in asked if not self._is_acknowledged(demand))
 
     def _is_acknowledged(self, demand: Demand) -> bool:
         # Only the kill was taken into the bargain: a milder step of the same firing goes on restricting.
@@ -151,7 +151,7 @@ class Switch:
             self._demands[trigger] = current
         else:
             self._demands.pop(trigger, None)
-        return self.kill_as_demanded(now)
+        return self._kill_for(self.demands_of(trigger), now)
 
     def drop_demands(self, trigger: str) -> tuple[Demand, ...]:
         """Forget what a rule asks for because it no longer exists; return what it was asking for."""
@@ -161,13 +161,16 @@ class Switch:
         """Kill for every rule that asks for it and is not among the causes yet.
 
         It looks at what holds now and not at what just changed, so a rule that goes on firing kills again whatever
-        opened the switch in between.
+        opened the switch in between. `demand` does the same for its one rule.
         """
+        return self._kill_for(self.demands, now)
+
+    def _kill_for(self, demands: Iterable[Demand], now: Instant) -> tuple[Change, ...]:
         if self._state.state is State.DISABLED:
             return ()
         # One cause for each rule and code: two demands that shared one would take turns in being the new one for ever.
         asking: dict[tuple[str, CauseCode], Demand] = {}
-        for demand in self.demands:
+        for demand in demands:
             if demand.action is Action.KILL:
                 asking.setdefault((demand.trigger, demand.code), demand)
         changes = [
