@@ -212,7 +212,8 @@ class Rehearsal:
         rules: what is evaluated, each group in its own interval, all of them at 0 first.
         policies: of gate and recovery.
         answering: what the sources say.
-        step: seconds between two events for rules that are not asked but told (alerts, order rates); None has none.
+        step: seconds between two events for rules that are also told between the turns of their group (alerts, order
+            rates); None has none.
 
     Attributes:
         rules: as given.
@@ -258,10 +259,11 @@ class Rehearsal:
                 self._take(rule, self._answering(rule, self.now))
 
     def _is_due(self, rule: Rule) -> bool:
-        last = self.triggers[rule.trigger].evaluated
-        if last is None or not isinstance(rule.condition, Connectivity):
+        trigger = self.triggers[rule.trigger]
+        # As live: one that is not ready is asked at every turn of its group, for the gate waits for it.
+        if trigger.evaluated is None or not trigger.ready or not isinstance(rule.condition, Connectivity):
             return True
-        return self.now.wall - last >= rule.condition.interval - DUE_TOLERANCE_SECONDS
+        return self.now.wall - trigger.evaluated >= rule.condition.interval - DUE_TOLERANCE_SECONDS
 
     def _take(self, rule: Rule, answer: Answer | Failure | None) -> None:
         if answer is None:
@@ -290,8 +292,7 @@ class Rehearsal:
 def _rounds(rules: RuleSet, step: float | None) -> Iterator[_Round]:
     enabled = [rule for rule in rules.rules if rule.enabled]
     for group in rules.groups:
-        asked = tuple(rule for rule in group.rules if rule.enabled and not isinstance(rule.condition, AlertMatch))
-        yield _Round(rules=asked, every=_milliseconds(group.interval))
+        yield _Round(rules=tuple(rule for rule in group.rules if rule.enabled), every=_milliseconds(group.interval))
     told = tuple(rule for rule in enabled if isinstance(rule.condition, AlertMatch | OrderRate))
     if told and step is not None:
         yield _Round(rules=told, every=_milliseconds(step))

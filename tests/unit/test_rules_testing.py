@@ -282,6 +282,11 @@ def test_connectivity_is_looked_at_in_its_own_interval():
     )
 
 
+def test_connectivity_is_looked_at_at_every_turn_until_it_has_been_seen():
+    venue = rule(Connectivity(query="up", interval=10.0, max_consecutive_failures=2))
+    assert_passes(make_test(venue, dd="_ _ 1", expect={1: {"gate.reason": "not_ready"}, 2: {"gate.new": "allow"}}))
+
+
 def test_alerts_and_orders_are_counted_at_each_step_and_between_ticks():
     alert = rule(AlertMatch(match=("a=b",)), trigger="alert", action=Action.HALT)
     rate = rule(OrderRate(max_orders=10), trigger="rate")
@@ -410,7 +415,7 @@ def test_numbers_are_equal_up_to_their_last_digits_and_words_are_not_numbers():
     assert not run(make_test(dd="0.3", expect={0: {"triggers.dd.value": None}})).passed
 
 
-def test_without_steps_told_rules_are_evaluated_as_their_kind_is_live():
+def test_without_steps_all_rules_are_evaluated_at_the_turns_of_their_group():
     asked = []
     alert, rate = rule(AlertMatch(match=("a=b",)), trigger="alert"), rule(OrderRate(), trigger="rate")
 
@@ -419,7 +424,7 @@ def test_without_steps_told_rules_are_evaluated_as_their_kind_is_live():
 
     rehearsal = Rehearsal(rules=rule_set(alert, rate), policies=Policies(), answering=answering)
     rehearsal.run_until(1)
-    assert asked == [("rate", 0.0), ("rate", 1.0)]
+    assert asked == [("alert", 0.0), ("rate", 0.0), ("alert", 1.0), ("rate", 1.0)]
     assert rehearsal.now.mono == 1.0
     assert facts_of(rehearsal)["state",] == "ACTIVE"
 
