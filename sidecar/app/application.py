@@ -215,6 +215,7 @@ class Application:
             OSError: a listener cannot be bound.
         """
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._close)
             storage = asyncio.create_task(self._open_memory(), name="storage")
             stack.push_async_callback(_cancel, storage)
             await self._wait_for_storage(storage)
@@ -226,7 +227,7 @@ class Application:
             stack.push_async_callback(self.evaluator.stop)
             await self._supervise([*tasks, storage])
             self._announce("sidecar.stopped")
-            await self._finish()
+            await self.keeper.drain(STOP_SECONDS)
 
     def stop(self) -> None:
         """Begin an orderly stop."""
@@ -296,8 +297,7 @@ class Application:
             self.failure = (self.clock.now().mono, what)
             self.keeper.audit(audit_event("sidecar.degraded", self.clock.now(), reason=what))
 
-    async def _finish(self) -> None:
-        await self.keeper.drain(STOP_SECONDS)
+    async def _close(self) -> None:
         if self.memory is not None:
             try:
                 async with asyncio.timeout(STOP_SECONDS):
@@ -305,7 +305,6 @@ class Application:
             except (TimeoutError, StorageError) as error:
                 log.warning("storage.close_failed", extra={"fields": {"error": str(error)}})
         await self._thread.stop(STOP_SECONDS)
-        await self.evaluator.stop()
         await self.sources.close()
         await self._close_retired()
         if self.prometheus is not None:
