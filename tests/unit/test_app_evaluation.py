@@ -146,7 +146,7 @@ async def test_an_expression_is_ready_after_an_empty_answer_and_alerts_order_rat
         drawdown("off", enabled=False),
     )
     assert world.evaluator.unready() == ["ex"]
-    await world.look(ex=NOTHING, sh=DOWN, **{"or": value(0.0)})
+    await world.look(ex=NOTHING, sh=DOWN, al=NOTHING, **{"or": value(0.0)})
     assert world.evaluator.unready() == []
 
 
@@ -285,11 +285,10 @@ async def test_an_answer_with_warnings_counts_only_where_they_are_ignored() -> N
     assert world.trigger().armed
 
 
-async def test_disabled_rules_and_alerts_are_not_asked_and_a_probe_only_at_its_own_interval() -> None:
+async def test_disabled_rules_are_not_asked_and_a_probe_only_at_its_own_interval() -> None:
     world = World()
     world.load(
         drawdown("off", enabled=False),
-        drawdown("al", condition=AlertMatch(match=())),
         drawdown("venue", condition=Connectivity(tcp="v:1", interval=30.0)),
     )
     world.sources.answers["venue"] = value(1.0)

@@ -394,7 +394,11 @@ def test_an_alert_gives_a_cause_of_its_own_kind() -> None:
     one = rule(AlertMatch(match=('a="b"',)))
     firing = play(one, (0, 1.0))
     (demand,) = demands(one, firing, at(0))
-    assert (demand.code, demand.message, demand.limit) == (CauseCode.ALERT, "dd fires", None)
+    assert (demand.code, demand.message, demand.limit) == (
+        CauseCode.ALERT,
+        "dd: 1 matching alert(s) of Alertmanager firing",
+        None,
+    )
     assert play(one, (1, fresh()), start=firing).status is Status.INACTIVE
 
 
