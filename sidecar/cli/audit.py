@@ -230,30 +230,51 @@ def event_line(event: Event) -> str:
     return "  ".join(part for part in parts if part)
 
 
-@audit.command("verify", epilog=examples("killswitch audit verify", "killswitch audit verify --dir /backup/killswitch"))
+@audit.command(
+    "verify",
+    epilog=examples(
+        "killswitch audit verify",
+        "killswitch audit verify --dir /backup/killswitch",
+        "killswitch audit verify --prometheus http://prometheus:9090",
+    ),
+)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), help="State or audit folder.  [default: storage.dir]")
+@click.option("--prometheus", "url", metavar="URL", help="Compare the end with what this server saw in the last 24 h.")
+@click.option("--switch", metavar="NAME", help="Whose audit it is, for --prometheus.  [default: switch.name]")
 @pass_context
-def verify_command(context: Context, folder: Path | None) -> None:
+def verify_command(context: Context, folder: Path | None, url: str | None, switch: str | None) -> None:
     """Check every line of the audit, its hash and its place in the chain.
 
     Reads the files; the sidecar may run or not. Ends with 0 if all is whole, 1 if a line was changed, is missing or was
-    cut, or nothing can be read.
+    cut, or nothing can be read. Whoever can write the files can cut the end off and leave no trace in them: with
+    --prometheus the end is compared with killswitch_audit_head_sequence, and if that cannot be had it ends with 1 too.
     """
     from sidecar.adapters.audit_log import verify
     from sidecar.core.errors import StorageError
 
     place = audit_folder(folder or context.storage_dir())
+    # Before the lines are read: those that come meanwhile are then ahead of what is wanted, never behind.
+    head = None if url is None else _seen_head(context, url, switch)
     try:
-        report = verify(place)
+        report = verify(place, head_sequence=head)
     except StorageError as error:
         raise Failure(str(error)) from None
     if context.as_json:
         from dataclasses import asdict
 
-        click.echo(json.dumps({"ok": report.ok, "dir": str(place), **asdict(report)}))
+        seen = {} if head is None else {"prometheus_head_sequence": head}
+        click.echo(json.dumps({"ok": report.ok, "dir": str(place), **seen, **asdict(report)}))
     else:
         _print_report(report, place)
+        if head is not None:
+            click.echo(f"Prometheus saw seq {head} in the last 24 h.")
     raise SystemExit(0 if report.ok else 1)
+
+
+def _seen_head(context: Context, url: str, switch: str | None) -> int:
+    from sidecar.cli.audit_head import seen_head
+
+    return seen_head(url, switch=switch, config=Path(context.config_path), is_named=context.config is not None)
 
 
 def _print_report(report: Any, place: Path) -> None:

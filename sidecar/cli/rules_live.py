@@ -50,7 +50,7 @@ def ask_about(rules: RuleSet, url: str, configured: "Prometheus | None") -> tupl
         Failure: the server cannot be asked at all.
     """
     try:
-        history = _history(url, configured)
+        history = history_of(url, configured)
     except HistoryError as error:
         raise Failure(f"Prometheus was not asked: {error.message}") from None
     try:
@@ -60,7 +60,12 @@ def ask_about(rules: RuleSet, url: str, configured: "Prometheus | None") -> tupl
         history.close()
 
 
-def _history(url: str, configured: "Prometheus | None") -> History:
+def history_of(url: str, configured: "Prometheus | None") -> History:
+    """Open a server's past, with the configured credentials if they are for this very server.
+
+    Raises:
+        HistoryError: credentials or certificates cannot be used.
+    """
     known = {split_userinfo(one)[0].rstrip("/"): one for one in (configured.urls if configured else ())}
     own = known.get(url.rstrip("/"))
     if configured is None or own is None:

@@ -372,6 +372,42 @@ def test_a_stored_state_counts_without_prometheus_and_is_checked_when_it_answers
     assert not sidecar.gate_allows()
 
 
+def verify(sidecar: Sidecar, *more: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "sidecar", "audit", "verify", "--config", str(sidecar.folder / "config.yaml")]
+    done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_tail_that_was_cut_with_the_log_s_own_mark_is_found_by_what_prometheus_saw(
+    sidecar: Sidecar, prometheus: Prometheus
+):
+    prometheus.start()
+    sidecar.start()
+    sidecar.wait_active()
+    for number in range(3):
+        sidecar.ask("POST", "/api/v1/trigger", {"reason": f"kill {number}"})
+    audit = sidecar.state / "audit"
+    (file,) = audit.glob("*.jsonl")
+    head = json.loads(file.read_text().splitlines()[-1])["seq"]
+    wait_for(lambda: prometheus.value("killswitch_audit_head_sequence") == head, "the head to be scraped")
+    sidecar.kill9()
+    code, text = verify(sidecar, "--prometheus", prometheus.url)
+    assert (code, f"Prometheus saw seq {head}" in text) == (0, True), text
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-2]))
+    for other in audit.iterdir():
+        if other != file:
+            other.unlink()
+    assert verify(sidecar)[0] == 0
+    code, text = verify(sidecar, "--prometheus", prometheus.url)
+    assert code == 1
+    assert f"ends at seq {head - 2}, but seq {head} was written" in text
+    code, text = verify(sidecar, "--prometheus", prometheus.url, "--switch", "another")
+    assert (code, "of switch 'another'" in text) == (1, True), text
+    prometheus.stop()
+    code, text = verify(sidecar, "--prometheus", prometheus.url)
+    assert (code, "was not compared" in text) == (1, True), text
+
+
 # The reader alone, on a past that was written into Prometheus: nothing ages quickly enough to wait for it.
 
 STATES = ("ACTIVE", "KILLED", "RECOVERING", "DISABLED")
