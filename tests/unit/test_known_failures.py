@@ -104,7 +104,7 @@ class World:
         """Evaluate every rule once, let what runs beside finish, and show the status."""
         for group in self.app.evaluator.rules.groups:
             await self.app.evaluator.evaluate_group(group)
-        probes = list(self.app.sources._probing.values())
+        probes = [task for _, task in self.app.sources._probing.values()]
         await asyncio.gather(*probes, return_exceptions=True)
         self.app.refresh()
         return self.status()
