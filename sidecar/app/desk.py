@@ -5,7 +5,7 @@ Answers a stop only once the gate is closed and the state is durable, or says th
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,17 +91,21 @@ class Desk:
             )
         found.append(app.reloader.waiting)
         found += app.operations.problems if app.operations else ()
-        found += self._unserved()
+        found.append(self._deaf_alert_rules())
         return [problem for problem in found if problem]
 
-    def _unserved(self) -> Iterator[str]:
-        # What somebody relies on and nothing here serves must be said on every status, not found out in an incident.
-        app = self._app
-        if app.settings.operations.web_config is not None:
-            yield "operations.web_config is set, but is not served yet: the operations listener speaks plain HTTP"
-        alerts = [rule.trigger for rule in app.evaluator.rules.rules if isinstance(rule.condition, AlertMatch)]
-        if alerts:
-            yield f"no webhook is served yet, so these rules can never fire: {', '.join(alerts)}"
+    def _deaf_alert_rules(self) -> str | None:
+        settings = self._app.settings
+        webhook = settings.alertmanager.webhook
+        if webhook.token_file or webhook.allow_unauthenticated or settings.operations.tokens_file:
+            return None
+        alerts = [rule.trigger for rule in self._app.evaluator.rules.rules if isinstance(rule.condition, AlertMatch)]
+        if not alerts:
+            return None
+        return (
+            "no credential lets Alertmanager in (alertmanager.webhook.token_file), so these rules can never fire: "
+            + ", ".join(alerts)
+        )
 
     def triggers(self) -> Document:
         """Every rule with its trigger."""

@@ -278,6 +278,9 @@ def _misfits(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], str]]:
                 path,
                 f"{socket!r} has {length} bytes; the path of a Unix socket has at most {written.LONGEST_SOCKET_PATH}",
             )
+    if settings.operations.web_config is not None:
+        # Ignored, it would leave somebody who asked for TLS with plain HTTP.
+        yield ("operations", "web_config"), "is not served by this version: put TLS in front of the operations listener"
     if settings.gate.socket == settings.control.socket:
         yield ("control", "socket"), "is also the gate's socket: whoever reaches the control socket owns the switch"
 
