@@ -87,50 +87,50 @@ def test_breach_kills_survives_sigkill_and_trading_comes_back_only_by_approval_i
     assert switch.cli("audit", "verify").returncode == 0
 
 
-def test_a_crash_in_the_cooldown_neither_shortens_it_nor_loses_the_approval(sidecar, drawdown):
+DOWN_SECONDS = 1.5
+BOOT_SECONDS = 1.0
+"""Running time that may pass between the start of the process and the first status that a test reads."""
+
+
+def test_a_crash_in_the_cooldown_neither_shortens_it_nor_loses_the_approval(sidecar):
     switch = sidecar(recovery={"cooldown": "4s"})
     switch.kill_switch()
     assert switch.recover().status == 200
-    before = switch.wait_status("half of the cooldown", lambda s: s["recovery"]["cooldown_remaining_seconds"] < 2.5)
+    before = switch.wait_status("some of the cooldown", lambda s: s["recovery"]["cooldown_remaining_seconds"] < 3.7)
     switch.kill9()
-    time.sleep(1.0)  # time while it is down does not count
+    time.sleep(DOWN_SECONDS)  # time while it is down does not count
     switch.start()
     after = switch.status()
     assert switch.gate().status == 403
     assert (after["state"], after["stage"]) == ("RECOVERING", "COOLDOWN")
     assert after["recovery"]["approvals"] == before["recovery"]["approvals"]
     left = after["recovery"]["cooldown_remaining_seconds"]
-    assert before["recovery"]["cooldown_remaining_seconds"] - 0.5 <= left <= 4.0
+    assert before["recovery"]["cooldown_remaining_seconds"] - BOOT_SECONDS <= left <= 4.0
     started = time.monotonic()
     answer = switch.wait_gate(200, "active")
     assert time.monotonic() - started >= left - 0.2
     assert float(answer.headers["x-killswitch-factor"]) == 0.5
 
 
-def test_a_crash_in_the_gradual_restart_neither_raises_the_factor_nor_shortens_the_step(sidecar, drawdown):
+def test_a_crash_in_the_gradual_restart_neither_raises_the_factor_nor_shortens_the_step(sidecar):
     switch = sidecar(recovery={"cooldown": "0s", "steps": [{"factor": 0.5}, {"factor": 1.0, "after": "4s"}]})
     switch.kill_switch()
     assert switch.recover().status == 200
     before = switch.wait_status(
-        "half of the step", lambda s: s["recovery"]["next_step"] and s["recovery"]["next_step"]["in_seconds"] < 2.5
+        "some of the step", lambda s: s["recovery"]["next_step"] and s["recovery"]["next_step"]["in_seconds"] < 3.7
     )
     switch.kill9()
-    time.sleep(1.0)
+    time.sleep(DOWN_SECONDS)
     switch.start()
-    after = switch.wait_status("the gate to open again", lambda status: status["ready"])
-    assert (after["state"], after["stage"]) == ("ACTIVE", "GRADUAL_RESTART")
-    assert after["position_limit_factor"] == 0.5
-    assert after["recovery"]["next_step"]["in_seconds"] >= before["recovery"]["next_step"]["in_seconds"] - 2.0
-    first = switch.logged("sidecar.listening")[0]["time"]
-    done = switch.wait_status("full trading", lambda status: status["position_limit_factor"] == 1.0)
-    step = switch.audit("restart.step")[-1]["time"]
-    assert seconds_of_day(step) - seconds_of_day(first) >= before["recovery"]["next_step"]["in_seconds"] - 0.5
-    assert done["state"] == "ACTIVE"
-
-
-def seconds_of_day(stamp):
-    hours, minutes, seconds = stamp.removesuffix("Z").partition("T")[2].split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    after = switch.status()
+    assert (after["state"], after["stage"], after["position_limit_factor"]) == ("ACTIVE", "GRADUAL_RESTART", 0.5)
+    left = after["recovery"]["next_step"]["in_seconds"]
+    assert before["recovery"]["next_step"]["in_seconds"] - BOOT_SECONDS <= left <= 4.0
+    started = time.monotonic()
+    answer = switch.wait_gate(200, "active")
+    assert float(answer.headers["x-killswitch-factor"]) == 0.5
+    switch.wait_status("full trading", lambda status: status["position_limit_factor"] == 1.0)
+    assert time.monotonic() - started >= left - 0.2
 
 
 def test_a_breach_in_the_cooldown_aborts_it_and_every_approval_is_void(sidecar, drawdown):
