@@ -119,7 +119,7 @@ def test_every_command_line_of_a_page_is_one_that_the_program_understands(
             parse(line)
         except click.exceptions.Exit:
             continue  # --help and --version
-        except click.MissingParameter as error:
+        except (click.MissingParameter, click.BadOptionUsage) as error:
             if f"`{line}`" not in page.read_text(encoding="utf-8"):
                 wrong.append(f"{page.relative_to(ROOT)}:{number}: {line}: {error}")
         except (click.ClickException, ValueError) as error:
