@@ -104,8 +104,7 @@ class World:
         """Evaluate every rule once, let what runs beside finish, and show the status."""
         for group in self.app.evaluator.rules.groups:
             await self.app.evaluator.evaluate_group(group)
-        probes = [task for _, task in self.app.sources._probing.values()]
-        await asyncio.gather(*probes, return_exceptions=True)
+        await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name().startswith("probe ")))
         self.app.refresh()
         return self.status()
 
@@ -170,7 +169,7 @@ async def sidecar(
     running = asyncio.create_task(app.run())
     try:
         async with asyncio.timeout(10):
-            while app.operations_address is None or app.evaluator.never_evaluated():
+            while app.reloader._seen is None or app.evaluator.never_evaluated():
                 assert not running.done(), running.result()
                 await asyncio.sleep(0.001)
         yield World(app, clock, prometheus)
