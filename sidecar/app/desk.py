@@ -17,7 +17,7 @@ from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import stamp
 from sidecar.app.health import Check
 from sidecar.app.status import recovery_document, status_document, trigger_document
-from sidecar.core.errors import InvalidTransition, NotDurable, RecoveryBlocked
+from sidecar.core.errors import ApprovalError, InvalidTransition, NotDurable, RecoveryBlocked
 from sidecar.core.events import Cause, CauseCode, Kill
 from sidecar.core.orders import Intent, decide_blind
 from sidecar.core.states import Mode, Restriction
@@ -237,8 +237,9 @@ class Desk:
     async def _refused_durably(self, attempt: Awaitable[None]) -> None:
         try:
             await attempt
-        except RecoveryBlocked:
-            # The request was stored first: were only that on disk at a crash, a restart would take it up again.
+        except (RecoveryBlocked, ApprovalError):
+            # The request was stored first: were only that on disk at a crash, a restart would take it up again. And a
+            # wrong code counts only once it is on disk.
             await self._app.keeper.settled(DURABLE_WITHIN_SECONDS)
             raise
 

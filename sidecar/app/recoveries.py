@@ -210,7 +210,7 @@ class RecoveryDesk:
             self.lockouts.check(account, now)
         except LockedOut as locked:
             self._keeper.audit(audit_event("approval.locked_out", now, by=by, reason=str(locked)))
-        self._keeper.checkpoint()
+        self._keeper.must_store()  # a restart must not hand out new attempts
 
     def _waiver(self, asked: Mapping[str, object], by: str) -> Waiver:
         name, threshold, seconds = str(asked["trigger"]), asked.get("threshold"), asked["seconds"]
