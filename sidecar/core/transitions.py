@@ -400,7 +400,10 @@ _EFFECTS: dict[EventKind, Callable[[SwitchState, Any, Instant, Policies], Switch
 
 
 def restored_kill(code: CauseCode, reason: str, now: Instant, *, epoch: int, policies: Policies) -> SwitchState:
-    """The state to start in when what was stored cannot be trusted: KILLED, for the reason given."""
+    """The state to start in when what was stored cannot be trusted: KILLED and halted, for the reason given.
+
+    It may have been a halt that was lost, so `killed_policy` does not soften it.
+    """
     cause = Cause(code=code, reason=reason, time=now.wall)
     fresh = SwitchState(since=now.wall, epoch=epoch)
-    return transition(fresh, Kill(cause=cause), now, policies)
+    return transition(fresh, Kill(cause=cause, restriction=Restriction.HALT), now, policies)

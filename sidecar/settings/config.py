@@ -330,8 +330,10 @@ class _Builder:
 
     def _prometheus(self) -> Prometheus:
         section = self._config.prometheus
+        # Who scrapes directly and names no server has none: the default would keep the gate waiting for a stranger.
+        unnamed = bool(self._config.scrape) and "urls" not in section.model_fields_set
         return Prometheus(
-            urls=section.urls,
+            urls=() if unnamed else section.urls,
             timeout=section.timeout,
             headers=_frozen(section.headers),
             http=http_config(section.http_config, self._place),

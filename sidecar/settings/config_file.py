@@ -91,7 +91,8 @@ class PrometheusSection(Section):
     urls: tuple[PrometheusURL, ...] = shown(
         ("http://prometheus:9090",),
         ["http://prometheus:9090"],
-        "The first healthy answer counts; a path prefix is kept. `[]` for none, where all rules look elsewhere.",
+        "The first healthy answer counts; a path prefix is kept. `[]` for none, where all rules look elsewhere; none, "
+        "too, where it is left out and `scrape` is configured.",
     )
     timeout: PositiveDuration = seconds("2s", "Longest wait for one answer.")
     headers: Headers = Field(default={}, description="Sent with every request, `X-Scope-OrgID` for example.")

@@ -143,3 +143,23 @@ def test_settings_cannot_be_changed(tmp_path: Path) -> None:
         settings.gate.policy.position_limits["A"] = Decimal(2)  # type: ignore[index]
     with pytest.raises(AttributeError):
         settings.path = "x"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("scrape: [{name: bot, url: 'http://127.0.0.1:8000/metrics'}]", ()),
+        ("prometheus: {timeout: 1s}\nscrape: [{name: bot, url: 'http://127.0.0.1:8000/metrics'}]", ()),
+        (
+            "prometheus: {urls: ['http://p:9090']}\nscrape: [{name: bot, url: 'http://127.0.0.1:8000/metrics'}]",
+            ("http://p:9090",),
+        ),
+        ("rules: {interval: 1s}", ("http://prometheus:9090",)),
+    ],
+)
+def test_who_scrapes_directly_and_names_no_prometheus_has_none(
+    tmp_path: Path, text: str, urls: tuple[str, ...]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"switch: {{name: s}}\n{text}\n")
+    assert load_settings(file, {}).prometheus.urls == urls
