@@ -87,6 +87,7 @@ class Logs:
         self._root = logging.getLogger("sidecar")
         self._root.setLevel(level.upper())
         logging.getLogger(TRAIL).setLevel(logging.INFO)
+        self._stopped = False
         self._root.addHandler(self._handler)
         self._root.propagate = False
         self._listener.start()
@@ -97,7 +98,13 @@ class Logs:
         return self._handler.dropped
 
     def stop(self) -> None:
-        """Write what is queued and end the thread; give up after a moment where nobody takes what is written."""
+        """Write what is queued and end the thread; give up after a moment where nobody takes what is written.
+
+        Idempotent.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
         self._root.removeHandler(self._handler)
         self._root.propagate = True
         ending = threading.Thread(target=self._end, name="end of logs", daemon=True)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sidecar.app import application as application_module
+from sidecar.app import desk as desk_module
 from sidecar.app import keeper as keeper_module
 from sidecar.app import reload as reload_module
 from sidecar.app.application import AnotherSidecar, Application
@@ -179,8 +180,10 @@ async def test_a_second_sidecar_does_not_stay_although_the_volume_was_slow_to_sa
 
 
 async def test_without_a_usable_folder_it_denies_kills_without_durability_and_goes_on_when_it_is_mended(
-    world: World,
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(application_module, "STORAGE_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(desk_module, "DURABLE_WITHIN_SECONDS", 0.1)
     (world.folder / "state").write_text("a file where the folder should be")
     async with world.running(ready=False) as app:
         await until(lambda: app.storage_error and "cannot be used" in app.storage_error)
@@ -369,12 +372,13 @@ async def test_every_document_is_json(world: World) -> None:
             json.dumps(document, allow_nan=False)
 
 
-async def test_what_is_set_but_not_served_is_a_problem_shown(world: World) -> None:
-    text = RULES.replace("ACTION", "kill") + "      - {trigger: paged, type: alertmanager, match: ['a=\"b\"']}\n"
-    world.write_rules(text=text)
-    async with world.running(ready=False) as app:
-        await until(lambda: app.evaluator.rules.rules)
-        assert any("paged" in problem for problem in app.desk.status()["problems"])
+@pytest.mark.parametrize(("webhook", "deaf"), [("{}", True), ("{allow_unauthenticated: true}", False)])
+async def test_alert_rules_that_nobody_may_fire_are_a_problem_shown(world: World, webhook: str, deaf: bool) -> None:
+    paged = "      - {trigger: paged, type: alertmanager, match: ['a=\"b\"']}\n"
+    world.write_rules(text=RULES.replace("ACTION", "kill") + paged)
+    world.write_config(f"alertmanager: {{webhook: {webhook}}}")
+    async with world.running() as app:
+        assert any("paged" in problem for problem in app.desk.status()["problems"]) is deaf
 
 
 # Metrics
