@@ -19,6 +19,7 @@ from sidecar.adapters import audit_log
 from sidecar.adapters.approvers import Approvers
 from sidecar.adapters.gate_http import GateServer
 from sidecar.adapters.instruments import Instruments
+from sidecar.adapters.notifier import Notifier
 from sidecar.adapters.operations_http import OperationsServer, WebhookAccess
 from sidecar.adapters.prometheus import PrometheusSource
 from sidecar.adapters.scrape import ScrapeSource
@@ -33,6 +34,7 @@ from sidecar.app.evaluation import Evaluator
 from sidecar.app.health import HealthChecks, QueryCheck
 from sidecar.app.keeper import Document, Keeper
 from sidecar.app.memory import DiskMemory
+from sidecar.app.notifications import Notifications
 from sidecar.app.order_brake import OrderBrake
 from sidecar.app.places import run_path
 from sidecar.app.recollection import ASKING, CHECKING, Recollection, start_from_record
@@ -114,7 +116,8 @@ class Application:
         )
         self.alerts = Alerts(keeper=self.keeper, clock=clock, evaluator=self.evaluator)
         self.webhook_access = WebhookAccess()
-        self.take_webhook(settings)
+        self.notifier = Notifier()
+        self.take_alertmanager(settings)
         self.recoveries = RecoveryDesk(
             keeper=self.keeper,
             clock=clock,
@@ -140,6 +143,7 @@ class Application:
         self.gate_address: tuple[str, int] | None = None
         self.operations_address: tuple[str, int] | None = None
         self.reloader = Reloader(self)
+        self.notifications = Notifications(self, self.notifier)
         self.desk = Desk(self)
         self.registry = CollectorRegistry(auto_describe=False)
         self.instruments = Instruments(self.registry, AppTelemetry(self))
@@ -273,6 +277,8 @@ class Application:
             "reload": self.reloader.watch,
             "housekeeping": self._keep_house,
             "scrapes": self._scrape,
+            "notifications": self.notifications.run,
+            "notifier": self.notifier.run,
         }
         return [asyncio.create_task(_run(start), name=name) for name, start in work.items()]
 
@@ -489,9 +495,10 @@ class Application:
             self.settings, prometheus=settings.prometheus, scrape=settings.scrape, rules=settings.rules
         )
 
-    def take_webhook(self, settings: Settings) -> None:
-        """Take alerts that match this, from those who may send them, from now on."""
+    def take_alertmanager(self, settings: Settings) -> None:
+        """Take alerts that match this, from those who may send them, and send ours there, from now on."""
         webhook = settings.alertmanager.webhook
+        self.notifier.connect(settings.alertmanager.notify.urls)
         self.alerts.configure(match=webhook.match, expires=webhook.expires, switch_labels=settings.switch.labels)
         self.webhook_access.configure(
             token_file=webhook.token_file, allow_unauthenticated=webhook.allow_unauthenticated

@@ -77,6 +77,7 @@ class Desk:
         app = self._app
         found = [app.failure[1] if app.failure else None, app.storage_error, app.page_error, app.approvers_error]
         found.append(app.keeper.last_write_error)
+        found += app.notifier.problems
         found.append(app.memory.audit_error if app.memory else None)
         found.append(f"the last reload failed: {app.reloader.error}" if app.reloader.error else None)
         if app.switch.mode is Mode.SHADOW:

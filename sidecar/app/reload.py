@@ -14,7 +14,7 @@ from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import stamp
 from sidecar.app.loosening import loosened_rules, loosened_settings
 from sidecar.core.errors import RuleFileError, SettingsError
-from sidecar.core.states import Stage, State
+from sidecar.core.states import Instant, Stage, State
 from sidecar.rules.model import RuleSet
 from sidecar.settings.config import Settings, load_settings
 from sidecar.settings.rule_files import load_rules, rule_paths
@@ -36,6 +36,8 @@ class Reloader:
         self.loaded = app.started.wall
         self.error: str | None = None
         self.waiting: str | None = None
+        self.loosened: tuple[Instant, str] | None = None
+        """When a reload last made something less strict, and what."""
         self._app = app
         self._pending: Settings | None = None
         self._seen: str | None = None
@@ -124,7 +126,7 @@ class Reloader:
         }
         app.rules_error = None
         app.take_sources(settings)
-        app.take_webhook(settings)
+        app.take_alertmanager(settings)
         app.take_rules(rules)
         app.take_limits(settings)
         self.successful, self.error, self.loaded = True, None, app.clock.now().wall
@@ -134,6 +136,7 @@ class Reloader:
         log.info("config.reloaded", extra={"fields": {"by": by, "hash": self.hash}})
         if changes:
             app.config_loosened += 1
+            self.loosened = (app.clock.now(), "; ".join(changes))
             self._audit("config.loosened", by, reason="; ".join(changes), changes=changes)
             log.warning("config.loosened", extra={"fields": {"changes": changes}})
 
