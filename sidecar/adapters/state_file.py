@@ -74,7 +74,8 @@ class Restored:
     `note` says what was unusual, or None. `alternative` is the other copy where it is whole but says something else: a
     save was cut between the two, so it was never acknowledged. `document` is then the newer one; whoever knows what
     the documents mean takes the stricter. `behind_audit` is True where the audit saw a later epoch than the document's
-    although both copies are whole: both were put back to an older day.
+    although both copies are whole: both were put back to an older day. `audit_epoch` is that later epoch, or None where
+    the audit has none.
     """
 
     document: dict[str, Any]
@@ -82,6 +83,7 @@ class Restored:
     note: str | None
     alternative: dict[str, Any] | None
     behind_audit: bool
+    audit_epoch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -414,12 +416,24 @@ def _untouchable(main: _Copy, backup: _Copy, *, folder: Path, switch: str) -> Fu
 def _of_two(main: _Whole, backup: _Whole, newest_audit_epoch: int | None) -> Restored:
     behind = newest_audit_epoch is not None and max(main.epoch, backup.epoch) < newest_audit_epoch
     if main.document == backup.document:
-        return Restored(document=main.document, source=main.name, note=None, alternative=None, behind_audit=behind)
+        return Restored(
+            document=main.document,
+            source=main.name,
+            note=None,
+            alternative=None,
+            behind_audit=behind,
+            audit_epoch=newest_audit_epoch,
+        )
     # At the same epoch the backup is the newer one, because it is always written first.
     newer, older = (main, backup) if main.epoch > backup.epoch else (backup, main)
     note = f"{newer.name} (epoch {newer.epoch}) is newer than {older.name} (epoch {older.epoch}): a save was cut short"
     return Restored(
-        document=newer.document, source=newer.name, note=note, alternative=older.document, behind_audit=behind
+        document=newer.document,
+        source=newer.name,
+        note=note,
+        alternative=older.document,
+        behind_audit=behind,
+        audit_epoch=newest_audit_epoch,
     )
 
 

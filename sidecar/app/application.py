@@ -324,7 +324,9 @@ class Application:
     def _announce(self, what: str) -> None:
         fields = {"mode": self.switch.mode.value, "config": self.settings.path, "hash": self.settings.content_hash}
         self.keeper.audit(audit_event(what, self.clock.now(), by="sidecar", **fields))
-        log.info(what, extra={"fields": {"switch": self.switch.name, **fields}})
+        # Whatever does not block is said loudly: nobody should find out from an order that went through.
+        level = logging.INFO if self.switch.mode is Mode.ACTIVE else logging.WARNING
+        log.log(level, what, extra={"fields": {"switch": self.switch.name, **fields}})
 
     # Storage
 

@@ -18,13 +18,14 @@ from sidecar.app.keeper import Keeper
 from sidecar.core.events import Demand, EventKind, HoldRemoved, Waiver
 from sidecar.core.states import Action, Instant, Mode
 from sidecar.core.switch import Change
-from sidecar.rules.model import AlertMatch, Connectivity, Expression, Group, OrderRate, Rule, RuleSet
+from sidecar.rules.model import AlertMatch, Connectivity, Expression, Group, OrderRate, Rule, RuleSet, Threshold
 from sidecar.rules.readings import Answer, Failure, Fresh, Reading, Series, failure_reason, take_reading
 from sidecar.rules.triggers import (
     QUIET,
     Status,
     Trigger,
     demands,
+    eased,
     evaluate,
     explain,
     is_clear,
@@ -198,10 +199,9 @@ class Evaluator:
         trigger = self.triggers[rule.trigger]
         if not trigger.armed:
             return f"rule {rule.trigger} cannot see: {trigger.message or 'it has not been evaluated yet'}"
-        if waiver is not None and waiver.threshold is not None:
-            eased = with_threshold(rule, waiver.threshold)
+        if waiver is not None and waiver.threshold is not None and isinstance(rule.condition, Threshold):
             value = trigger.value if trigger.value is not None else waiver.threshold
-            judged = evaluate(eased, _fresh(value), Trigger(), self._clock.now())
+            judged = evaluate(with_threshold(rule, waiver.threshold), _fresh(value), Trigger(), self._clock.now())
             return None if is_clear(judged) else f"rule {rule.trigger} fires even at {waiver.threshold:g}: {value:g}"
         if is_clear(trigger) or any(excuse(rule) for excuse in self.excuses):
             return None
@@ -326,8 +326,8 @@ class Evaluator:
 
     def _in_force(self, rule: Rule) -> Rule:
         for waiver in self._keeper.switch.state.waivers:
-            if waiver.trigger == rule.trigger and waiver.threshold is not None:
-                return with_threshold(rule, waiver.threshold)
+            if waiver.trigger == rule.trigger:
+                return eased(rule, waiver.threshold)
         return rule
 
     def _act(self, rule: Rule, trigger: Trigger, answer: Answer | Failure, now: Instant) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sidecar.reload")
 
 POLL_SECONDS = 5.0
+WAITING = "changes to recovery, killed_policy and approvers wait until the switch is ACTIVE and its restart complete"
 FILE_LIMIT = 1024 * 1024
 
 
@@ -145,7 +146,7 @@ class Reloader:
         if settings is None:
             return
         if app.switch.state.state is not State.ACTIVE or app.switch.state.stage is not Stage.NONE:
-            self.waiting = "changes to recovery, killed_policy and approvers wait until the switch is ACTIVE again"
+            self.waiting = WAITING if self._has_to_wait(settings) else None
             return
         try:
             app.take_recovery(settings)
@@ -153,6 +154,11 @@ class Reloader:
             self.failed(str(error))
             log.error("config.reload_failed", extra={"fields": {"error": str(error)}})  # noqa: TRY400
         self._pending, self.waiting = None, None
+
+    def _has_to_wait(self, settings: Settings) -> bool:
+        kept = self._app.settings
+        policies = settings.gate.policy.killed_policy, kept.gate.policy.killed_policy
+        return settings.recovery != kept.recovery or policies[0] is not policies[1]
 
     async def _refresh_approvers(self) -> None:
         app = self._app

@@ -88,7 +88,8 @@ def _from_documents(
         epoch = max(int(loaded.document["epoch"]), _epoch_of(last_audited))
         return _killed(CauseCode.STATE_LOST, str(error), now, policies, epoch=epoch)
     if loaded.behind_audit:
-        return _rolled_back(start, _epoch_of(last_audited), now, policies)
+        # Above all that the audit has seen, or the next start would take this very state for rolled back again.
+        return _rolled_back(start, max(loaded.audit_epoch or 0, _epoch_of(last_audited)), now, policies)
     return replace(start, note=loaded.note or "")
 
 

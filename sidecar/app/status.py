@@ -12,7 +12,7 @@ from sidecar.core.snapshot import Reason, Snapshot
 from sidecar.core.states import Instant, Stage
 from sidecar.core.transitions import Policies, SwitchState, cooldown_after, next_step
 from sidecar.rules.model import Rule, Threshold
-from sidecar.rules.triggers import QUIET, Trigger, limit_of, limit_used
+from sidecar.rules.triggers import QUIET, Trigger, eased, limit_of, limit_used
 
 Document = dict[str, Any]
 
@@ -152,7 +152,7 @@ def trigger_document(rule: Rule, trigger: Trigger, waiver: Waiver | None) -> Doc
         "value": trigger.value,
         "threshold": limit_of(condition) if waiver is None or waiver.threshold is None else waiver.threshold,
         "operator": condition.operator.value if isinstance(condition, Threshold) else None,
-        "limit_used_ratio": limit_used(rule, trigger),
+        "limit_used_ratio": limit_used(eased(rule, None if waiver is None else waiver.threshold), trigger),
         "sample_age_seconds": trigger.sample_age,
         "since": stamp(trigger.main.firing_wall),
         "last_evaluation": stamp(trigger.evaluated),

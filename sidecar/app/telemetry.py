@@ -8,7 +8,7 @@ from sidecar.core.recovery import cooldown_remaining
 from sidecar.core.switch import Change
 from sidecar.core.transitions import SwitchState
 from sidecar.rules.model import Rule
-from sidecar.rules.triggers import limit_of, limit_used
+from sidecar.rules.triggers import eased, limit_of, limit_used
 from sidecar.version import __version__
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class AppTelemetry:
             waived=name in waivers,
             value=trigger.value,
             threshold=limit_of(rule.condition) if waived is None else waived,
-            limit_used=limit_used(rule, trigger),
+            limit_used=limit_used(eased(rule, waived), trigger),
             sample_age=trigger.sample_age,
             evaluations=counters.evaluations.get(name, 0),
             failures=counters.failures.get(name, {}),

@@ -493,6 +493,16 @@ def fill(template: str, rule: Rule, value: float | None) -> str:
     return template
 
 
+def eased(rule: Rule, threshold: float | None) -> Rule:
+    """The rule under a waiver to this threshold; itself where there is none.
+
+    Itself too where it is not of type threshold: a reload has made it another kind since, and the waiver eases nothing.
+    """
+    if threshold is None or not isinstance(rule.condition, Threshold):
+        return rule
+    return with_threshold(rule, threshold)
+
+
 def with_threshold(rule: Rule, threshold: float) -> Rule:
     """The rule as it stands under a waiver: another threshold, steps moved in proportion, no hysteresis.
 
