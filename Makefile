@@ -7,9 +7,9 @@ bin := .venv/bin
 # The layers that decide. A branch that no test took is a decision that nobody has seen.
 decides := sidecar/core sidecar/rules
 
-# The quick tests, on two cores; fails on a failed test, and on a line or branch of the deciding layers that none took.
-define quick
-@$(bin)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/property \
+# Unit and property tests, on two cores; fails on a failed test, and on a line or branch of the deciding layers that none took.
+define units
+@$(bin)/python -m pytest -q -n 2 --dist worksteal $(1) tests/unit tests/property \
 	$(addprefix --cov=,$(decides)) --cov-branch --cov-fail-under=100 --cov-report=term:skip-covered
 endef
 
@@ -23,12 +23,12 @@ demo: .venv ## See the switch fire, block and recover, on this machine
 
 .PHONY: test
 test: setup lint ## Run the linters and all tests, end-to-end ones too
-	$(quick)
+	$(call units)
 	@$(bin)/python -m pytest tests/e2e
 
 .PHONY: check
 check: .venv lint ## Run the linters and the quick tests: under a minute, for each commit
-	$(quick)
+	$(call units,-m 'not slow')
 
 .PHONY: fmt
 fmt: .venv ## Format the code and apply the linter's safe fixes

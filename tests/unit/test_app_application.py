@@ -23,6 +23,8 @@ from sidecar.rules.model import Rule
 from sidecar.rules.readings import Answer, Failure, Series
 from sidecar.settings.config import load_settings
 
+pytestmark = pytest.mark.slow
+
 CODE = "let me in"
 RULES = """
 groups:

@@ -17,6 +17,8 @@ import pytest
 from sidecar.adapters import audit_log
 from sidecar.adapters.audit_log import AuditLog, AuditUnreadable, follow, read, verify
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 

@@ -24,6 +24,8 @@ from sidecar.cli.main import killswitch
 from sidecar.cli.status import banner, exit_code
 from sidecar.cli.words import duration_text, moment_text, number_text, one_line, percent_text
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Logs how it was called and what it was given, and answers as the pod's file says.
 KUBECTL = """#!{python}
 import json, pathlib, sys, time
+
+pytestmark = pytest.mark.slow
 here = pathlib.Path(__file__).parent
 arguments = sys.argv[1:]
 if "get" in arguments:

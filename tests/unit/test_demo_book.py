@@ -4,6 +4,8 @@ import pytest
 
 from sidecar.demo.book import LARGEST_ORDER, LARGEST_TARGET, Book, Order
 
+pytestmark = pytest.mark.slow
+
 
 def _traded(seed: int, steps: int) -> Book:
     book = Book(seed=seed)

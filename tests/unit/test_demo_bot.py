@@ -18,6 +18,8 @@ from sidecar.client import GateDecision, TradingBlockedError
 from sidecar.demo.book import Book
 from sidecar.demo.bot import COMMANDS, Bot, Metrics, trade
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -117,7 +117,7 @@ def test_names_are_listed_once():
         'x{a="b" or c="d"}',
         "(" * 200 + "x" + ")" * 200,
         "x + " * 5000 + "x",
-        "+".join("x" * 3000),
+        pytest.param("+".join("x" * 3000), marks=pytest.mark.slow),
     ],
 )
 def test_what_is_not_promql_or_too_much_of_it_is_refused_with_a_reason(query: str):
