@@ -304,6 +304,8 @@ async def test_the_factor_is_0_while_killed_and_recovering_and_survives_a_restar
             status = world.status()
             assert await world.app.keeper.drain(5.0)
             assert exported_factor(world) == status["position_limit_factor"]
+            stored = json.loads((tmp_path / "state" / "state.json").read_text())
+            assert stored["factor"] == status["position_limit_factor"]
         async with sidecar(tmp_path, f"{DRAWDOWN}}}", clock=clock, values={"drawdown": 0.0}) as world:
             again = await world.look()
             assert (again["state"], again["position_limit_factor"]) == (
