@@ -14,10 +14,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # Logs how it was called and what it was given, and answers as the pod's file says.
+pytestmark = pytest.mark.slow
+
 KUBECTL = """#!{python}
 import json, pathlib, sys, time
 
-pytestmark = pytest.mark.slow
 here = pathlib.Path(__file__).parent
 arguments = sys.argv[1:]
 if "get" in arguments:
