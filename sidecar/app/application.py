@@ -1,7 +1,7 @@
 """The composition root: builds every part, starts it, watches over it, reloads it and stops it.
 
-Nothing is decided here but order. The gate listens (and denies) before anything else is tried; what fails later leaves
-it denying with a reason, and the process up so that somebody can read that reason.
+Nothing is decided here but order. The gate listens (and denies) as soon as no second sidecar can be meant; what fails
+later leaves it denying with a reason, and the process up so that somebody can read that reason.
 """
 
 import asyncio
