@@ -30,7 +30,8 @@ LOOSENED_SECONDS = 900.0
 """A moment is no alert. What a reload loosened is one for so long, for somebody must see it."""
 START_SECONDS = 60.0
 """Time to get ready after a start, before not being ready is worth an alert."""
-RUNBOOK = "docs/RUNBOOK.md"
+RUNBOOK = "docs/ALERTMANAGER.md"
+"""Where every alert has a heading of its own."""
 
 Key = tuple[tuple[str, str], ...]
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ import pytest
 from sidecar.adapters.notifier import Notifier, OwnAlert
 from sidecar.app.evaluation import Evaluator
 from sidecar.app.keeper import Keeper
-from sidecar.app.notifications import ENDED_SECONDS, LOOSENED_SECONDS, Board, Notifications
+from sidecar.app.notifications import ENDED_SECONDS, LOOSENED_SECONDS, RUNBOOK, Board, Notifications
 from sidecar.core.compose import Overlay
 from sidecar.core.document import state_document
 from sidecar.core.events import (
@@ -159,7 +161,7 @@ def test_a_kill_is_told_with_labels_for_routing_and_annotations_for_people() -> 
     }
     assert alert.annotations["summary"] == "desk/bot-0: trading is stopped (halt)"
     assert "fat finger" in alert.annotations["description"]
-    assert alert.annotations["runbook_url"].endswith("RUNBOOK.md#killswitchkilled")
+    assert alert.annotations["runbook_url"].endswith("ALERTMANAGER.md#killswitchkilled")
     assert alert.starts_at == NOW.wall
 
 
@@ -325,6 +327,13 @@ async def test_a_defect_in_what_is_said_is_logged_once_and_stops_nothing(
     assert [record.message for record in caplog.records] == ["notifications.defect"]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def test_every_alert_has_a_heading_where_its_runbook_url_points() -> None:
+    root = Path(__file__).parents[2]
+    named = set(re.findall(r'"(Killswitch[A-Za-z]+)"', (root / "sidecar/app/notifications.py").read_text()))
+    headings = set(re.findall(r"^### (Killswitch\w+)$", (root / RUNBOOK).read_text(), re.MULTILINE))
+    assert named == headings
 
 
 # The board
