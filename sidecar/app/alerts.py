@@ -331,14 +331,15 @@ class Alerts:
     def _take(
         self, received: ReceivedAlert, touched: dict[str, _Touched], *, may_resolve: bool, trusted: bool
     ) -> Result:
-        if ORIGIN_LABEL in received.labels or not match_all(self._filter, self._with_switch_labels(received.labels)):
-            return Result.IGNORED
         rules = [touched.setdefault(rule.trigger, _Touched(rule=rule)) for rule in self._rules_of(received.labels)]
-        if not rules:
+        if not received.firing:
+            return self._resolve(received, rules) if may_resolve else Result.IGNORED
+        if ORIGIN_LABEL in received.labels or not rules or not self._is_wanted(received):
             return Result.IGNORED
-        if received.firing:
-            return self._fire(received, rules, trusted=trusted)
-        return self._resolve(received, rules) if may_resolve else Result.IGNORED
+        return self._fire(received, rules, trusted=trusted)
+
+    def _is_wanted(self, received: ReceivedAlert) -> bool:
+        return match_all(self._filter, self._with_switch_labels(received.labels))
 
     def _fire(self, received: ReceivedAlert, rules: Sequence[_Touched], *, trusted: bool) -> Result:
         alert = Alert(
@@ -368,6 +369,9 @@ class Alerts:
     def _resolve(self, received: ReceivedAlert, rules: Sequence[_Touched]) -> Result:
         key = alert_key(received.fingerprint, received.labels)
         known = self.book.firing.get(key)
+        # One that fires is resolved whatever a reload has made of filter and rules since.
+        if known is None and (not rules or not self._is_wanted(received)):
+            return Result.IGNORED
         result = self.book.resolve(key, received.starts_at)
         if result is not Result.DUPLICATE:
             self._keeper.must_store()

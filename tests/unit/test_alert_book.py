@@ -470,6 +470,16 @@ async def test_the_filter_decides_what_is_looked_at_and_the_rule_what_acts(make:
     assert await world.send(sent(severity="critical")) == {"accepted": 1}
 
 
+async def test_a_resolve_ends_its_firing_though_a_reload_changed_the_filter_meanwhile(make: Any) -> None:
+    world = make(rule(action=Action.HALT))
+    await world.send(sent())
+    world.configure('severity="page"')
+    assert await world.send(sent(firing=False)) == {"accepted": 1}
+    assert world.restriction() is Restriction.NONE
+    assert await world.send(sent(firing=False, fingerprint="g")) == {"ignored": 1}
+    assert len(world.alerts.book.state.resolved) == 1
+
+
 async def test_matchers_may_name_labels_of_the_switch_and_the_alert_speaks_first(make: Any) -> None:
     world = make(rule(match=('desk="fx"',)))
     assert await world.send(sent()) == {"ignored": 1}
