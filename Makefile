@@ -7,10 +7,14 @@ bin := .venv/bin
 # The layers that decide. A branch that no test took is a decision that nobody has seen.
 decides := sidecar/core sidecar/rules
 
-# Unit and property tests, on two cores; fails on a failed test, and on a line or branch of the deciding layers that none took.
-define units
-@$(bin)/python -m pytest -q -n 2 --dist worksteal $(1) tests/unit tests/property \
+# The layers that decide have tests of their own, which must take every line and branch of them.
+define deciding
+@$(bin)/python -m pytest -q -n 2 --dist worksteal tests/unit/core tests/unit/rules tests/property \
 	$(addprefix --cov=,$(decides)) --cov-branch --cov-fail-under=100 --cov-report=term:skip-covered
+endef
+
+define others
+@$(bin)/python -m pytest -q -n 2 --dist worksteal $(1) tests/unit --ignore=tests/unit/core --ignore=tests/unit/rules
 endef
 
 .PHONY: help
@@ -23,12 +27,14 @@ demo: .venv ## See the switch fire, block and recover, on this machine
 
 .PHONY: test
 test: setup lint ## Run the linters and all tests, end-to-end ones too
-	$(call units)
+	$(deciding)
+	$(call others)
 	@$(bin)/python -m pytest tests/e2e
 
 .PHONY: check
 check: .venv lint ## Run the linters and the quick tests: under a minute, for each commit
-	$(call units,-m 'not slow')
+	$(deciding)
+	$(call others,-m 'not slow')
 
 .PHONY: fmt
 fmt: .venv ## Format the code and apply the linter's safe fixes

@@ -48,7 +48,7 @@ def test_a_wrong_row_is_noticed() -> None:
     found = list(
         faults(
             "| reference | here | proven by |\n|---|---|---|\n"
-            "| a | `sidecar/nowhere.py` | `tests/unit/test_states.py::test_nothing` |\n| b | there | |\n"
+            "| a | `sidecar/nowhere.py` | `tests/unit/core/test_states.py::test_nothing` |\n| b | there | |\n"
         )
     )
     assert [fault.partition(":")[0] for fault in found] == ["a", "a", "b"]

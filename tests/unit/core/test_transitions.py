@@ -615,7 +615,7 @@ def test_a_recovery_has_no_stage_before_it_is_asked_for() -> None:
 
 
 def test_the_documented_diagram_is_current() -> None:
-    document = Path(__file__).parents[2] / "docs" / "STATES.md"
+    document = Path(__file__).parents[3] / "docs" / "STATES.md"
     drawn = re.findall(r"```mermaid\n(.*?)```", document.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert drawn == [mermaid()]
 

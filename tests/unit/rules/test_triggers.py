@@ -29,6 +29,7 @@ from sidecar.rules.triggers import (
     Status,
     Trigger,
     demands,
+    eased,
     evaluate,
     explain,
     fill,
@@ -596,3 +597,11 @@ def test_a_rules_own_summary_is_filled_in() -> None:
     assert explain(told, -0.12, step) == "dd: -0.12 has reached -0.1 on the way to -0.15"
     assert fill("{{ threshold }}!", rule(Expression(expr="x")), 1.0) == "!"
     assert explain(rule(), None) == "dd: unknown < -0.15"
+
+
+def test_a_waiver_eases_a_threshold_and_nothing_else() -> None:
+    drawdown = rule()
+    assert limit_of(eased(drawdown, -0.2).condition) == -0.2
+    assert eased(drawdown, None) is drawdown
+    other = rule(Expression(expr="up == 0"))
+    assert eased(other, -0.2) is other

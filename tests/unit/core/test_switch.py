@@ -393,3 +393,15 @@ def test_a_stored_disabled_state_is_not_taken_over() -> None:
     with pytest.raises(InvariantViolation, match="DISABLED"):
         switch.restore(SwitchState(state=State.DISABLED), LATER)
     assert switch.state.state is State.ACTIVE
+
+
+def test_epochs_go_on_above_one_that_somebody_else_has_seen() -> None:
+    switch = make()
+    switch.raise_epoch(41)
+    change = switch.apply(kill(), NOW)
+    assert isinstance(change, Change)
+    assert change.after.epoch == 42
+    switch.raise_epoch(7)
+    later = switch.apply(kill("again"), NOW)
+    assert isinstance(later, Change)
+    assert later.after.epoch == 43
