@@ -122,7 +122,7 @@ class RecordTelemetry:
         audit_head_sequence: `seq` of the newest audit event; 0 before the first.
         reload_successful: whether the last attempt to read the configuration succeeded.
         reload_success: Unix seconds of the last success; None if there was none.
-        config_loosened: reloads since the start that made something less strict.
+        config_loosened: how often a reload, or this start, made something less strict.
         webhook_alerts: alerts received, by what became of them, out of WEBHOOK_RESULTS.
     """
 
@@ -494,7 +494,9 @@ class _RecordFamilies:
             "Unix time when configuration and rules were last read with success; NaN if never.",
         )
         self._loosened = _counter(
-            "killswitch_config_loosened", (), "Reloads that made something less strict; the audit has the difference."
+            "killswitch_config_loosened",
+            (),
+            "Reloads and starts that made something less strict; the audit has the difference.",
         )
 
     def collect(

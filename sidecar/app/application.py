@@ -416,6 +416,8 @@ class Application:
         if start.mode is not None and start.mode != self.switch.mode.value and start.mode == Mode.ACTIVE.value:
             change = {"switch.mode": [start.mode, self.switch.mode.value]}
             self.keeper.audit(audit_event("config.loosened", now, reason="mode changed at restart", changes=change))
+            self.config_loosened += 1
+            self.reloader.loosened = (now, f"switch.mode at this start: {start.mode} → {self.switch.mode.value}")
         opened = memory.opened
         if opened.torn is not None or opened.missing is not None:
             self.keeper.audit(
@@ -429,7 +431,7 @@ class Application:
         self.refresh()
 
     def _document(self, state: SwitchState, now: Instant) -> Document:
-        triggers = {
+        timers = {
             name: document
             for name, trigger in self.evaluator.timers()
             if (document := trigger_document(trigger, now)) is not None
@@ -438,7 +440,7 @@ class Application:
             "switch": self.switch.name,
             "mode": self.switch.mode.value,
             **state_document(state, now),
-            "triggers": triggers,
+            "timers": timers,
             "lockouts": lockouts_document(self.recoveries.lockouts, now),
             "alerts": self.alerts.book.state.document(now),
             "written": now.wall,

@@ -252,7 +252,11 @@ class Notifications:
             at, what = reloader.loosened
             if app.clock.now().mono - at.mono < LOOSENED_SECONDS:
                 yield self._alert(
-                    "KillswitchConfigLoosened", "warning", "a reload made a safety weaker", what, since=at.wall
+                    "KillswitchConfigLoosened",
+                    "warning",
+                    "a change of the configuration made a safety weaker",
+                    what,
+                    since=at.wall,
                 )
         if app.switch.mode is Mode.SHADOW:
             yield self._alert(

@@ -104,7 +104,7 @@ def _rolled_back(start: Start, audit_epoch: int, now: Instant, policies: Policie
 def _from_document(document: dict[str, Any], now: Instant) -> Start:
     return Start(
         state=state_from_document(document, now),
-        triggers={name: trigger_from_document(one, now) for name, one in document.get("triggers", {}).items()},
+        triggers={name: trigger_from_document(one, now) for name, one in document.get("timers", {}).items()},
         lockouts=lockouts_from_document(document.get("lockouts", {}), now),
         alerts=BookState.from_document(document.get("alerts", []), now),
         mode=document.get("mode"),

@@ -228,6 +228,16 @@ async def test_a_newer_format_keeps_the_gate_shut_and_the_file_untouched(world: 
     assert path.read_text() == newer
 
 
+async def test_the_state_file_holds_what_a_restart_and_an_auditor_look_for(world: World) -> None:
+    async with world.running():
+        pass
+    stored = json.loads((world.folder / "state" / "state.json").read_text())
+    assert stored.keys() >= {
+        *("version", "switch", "state", "restriction", "causes", "timers"),
+        *("recovery", "factor", "epoch", "alerts", "waivers", "checksum"),
+    }
+
+
 async def test_disabled_evaluates_nothing_refuses_commands_and_leaves_the_stored_state(world: World) -> None:
     async with world.running() as app:
         await app.desk.trigger(reason="enough", by="ann", by_verified=False, restriction=None)
@@ -240,6 +250,9 @@ async def test_disabled_evaluates_nothing_refuses_commands_and_leaves_the_stored
         with pytest.raises(InvalidTransition):
             await app.desk.trigger(reason="again", by=None, by_verified=False, restriction=None)
         assert any("disabled" in problem for problem in app.desk.status()["problems"])
+        assert app.config_loosened == 1
+        assert app.reloader.loosened is not None
+        assert app.reloader.loosened[1] == "switch.mode at this start: active → disabled"
         await app.desk.reload()
     assert (world.folder / "state" / "state.json").read_text() == stored
     types = [event["type"] for event in world.audit()]

@@ -32,7 +32,7 @@ def killed(state: SwitchState = ACTIVE, restriction: Restriction | None = None) 
 
 
 def document(state: SwitchState, **extra: Any) -> dict[str, Any]:
-    return {"switch": "s", "mode": "active", **state_document(state, NOW), "triggers": {}, "lockouts": {}, **extra}
+    return {"switch": "s", "mode": "active", **state_document(state, NOW), "timers": {}, "lockouts": {}, **extra}
 
 
 def restored(first: dict[str, Any], other: dict[str, Any] | None = None, *, behind: bool = False) -> Restored:
@@ -130,9 +130,7 @@ def test_timers_and_lockouts_go_on_too() -> None:
     lockouts = Lockouts()
     for _ in range(6):
         lockouts = lockouts.failed("bob", NOW)
-    stored = document(
-        ACTIVE, triggers={"dd": trigger_document(trigger, NOW)}, lockouts=lockouts_document(lockouts, NOW)
-    )
+    stored = document(ACTIVE, timers={"dd": trigger_document(trigger, NOW)}, lockouts=lockouts_document(lockouts, NOW))
     begun = start(restored(stored))
     assert begun.triggers["dd"].main.pending_since == NOW.mono - 5.0
     assert begun.lockouts == lockouts

@@ -66,7 +66,7 @@ def test_a_recovery_asks_more_than_a_waiver_of_a_rule_that_has_become_another_ki
 
 
 def test_a_state_that_was_rolled_back_starts_above_all_that_the_audit_has_seen() -> None:
-    stored = {"switch": "s", "mode": "active", **state_document(SwitchState(epoch=32), NOW), "triggers": {}}
+    stored = {"switch": "s", "mode": "active", **state_document(SwitchState(epoch=32), NOW), "timers": {}}
     found = Restored(
         document=stored, source="state.json", note=None, alternative=None, behind_audit=True, audit_epoch=34
     )
