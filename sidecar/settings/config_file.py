@@ -189,7 +189,9 @@ class OperationsSection(Section):
         default=(), description="Names under which it may be called, beside IP addresses and localhost."
     )
     web_config: FilePath | None = Field(
-        default=None, description="TLS and basic authentication in the format of Prometheus' exporters."
+        default=None,
+        description="TLS and basic authentication in the format of Prometheus' exporters. Refused by this version, which "
+        "does not serve it yet.",
     )
     tokens_file: FilePath | None = Field(
         default=None,
