@@ -29,6 +29,7 @@ class Context:
     socket: str | None = None
     config: str | None = None
     _read: dict[str, Any] = field(default_factory=dict)
+    _told: str | None = None
 
     @property
     def as_json(self) -> bool:
@@ -90,12 +91,33 @@ class Context:
 
     def _configured(self, key: tuple[str, str]) -> str | None:
         """One path of the configuration, relative ones from its folder; None where it is not written there."""
-        path = Path(self.config_path)
+        path = Path(self._config_in_force())
         if _is_without(path, key[0]):
             return None
         section = self._document(path).get(key[0])
         value = section.get(key[1]) if isinstance(section, dict) else None
         return str(path.absolute().parent / value) if isinstance(value, str) and value else None
+
+    def _config_in_force(self) -> str:
+        """The file that says where things are; of a sidecar named by its control socket alone, its own.
+
+        Without this, `--socket` would choose one sidecar and `check` ask the gate of another, at the default path.
+        """
+        named = self.config or os.environ.get("KILLSWITCH_CONFIG")
+        if named or not (self.socket or os.environ.get("KILLSWITCH_SOCKET")) or os.path.lexists(DEFAULT_CONFIG):
+            return self.config_path
+        if self._told is None:
+            self._told = self._running_config() or DEFAULT_CONFIG
+        return self._told
+
+    def _running_config(self) -> str | None:
+        try:
+            document = self.control().ask("GET", "/api/v1/status").document()
+        except Unreachable:
+            return None
+        config = document.get("config")
+        path = config.get("path") if isinstance(config, dict) else None
+        return path if isinstance(path, str) and Path(path).is_absolute() else None
 
     def _document(self, path: Path) -> dict[str, Any]:
         if str(path) not in self._read:

@@ -590,6 +590,27 @@ def test_check_asks_as_a_new_order_does(sidecar):
     assert run("check", "--gate-socket", sidecar.path).exit_code == 0
 
 
+def test_a_socket_alone_is_enough_to_ask_the_gate_of_that_very_sidecar(sidecar, folder, monkeypatch):
+    monkeypatch.setattr("sidecar.cli.context.DEFAULT_CONFIG", str(folder / "none.yaml"))
+    config = folder / "its-own.yaml"
+    config.write_text(f"gate: {{socket: {sidecar.path}}}\n")
+    sidecar.answer("GET", "/api/v1/status", status(config={"path": str(config)}))
+    sidecar.answer("GET", "/gate", denied("killed"), code=403)
+
+    assert run("check", "--socket", sidecar.path).exit_code == 3
+    monkeypatch.setenv("KILLSWITCH_SOCKET", sidecar.path)
+    assert run("check").exit_code == 3
+
+
+def test_a_configuration_that_was_named_is_not_overruled_by_the_sidecars_own(sidecar, folder):
+    named = folder / "named.yaml"
+    named.write_text(f"gate: {{socket: {folder / 'another.sock'}}}\n")
+    result = run("check", "--socket", sidecar.path, "--config", str(named))
+    assert result.exit_code == 1
+    assert "another.sock" in result.stderr
+    assert sidecar.asked == []
+
+
 def test_check_with_an_order_asks_for_that_order(sidecar):
     decision = {"decision": "deny", "state": "ACTIVE", "max_quantity": 40, "position_limit_factor": 0.5,
                 "reason": {"code": "over_limit", "message": "140 is over 100", "release": "the next step"}}  # fmt: skip

@@ -767,6 +767,22 @@ async def read_event(reader: aiohttp.StreamReader) -> tuple[str, Any]:
     return lines[0], json.loads(lines[1].removeprefix("data: ")) if lines[1] else None
 
 
+async def test_a_reader_of_events_that_goes_away_is_no_failure(
+    start: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    listening = await start()
+    async with listening.control.get("http://localhost/api/v1/events") as response:
+        listening.desk.events.put_nowait(("status", {}))
+        await response.content.readuntil(b"\n\n")
+    for _ in range(100):
+        if listening.desk.subscribed == 0:
+            break
+        listening.desk.events.put_nowait(("status", {}))
+        await asyncio.sleep(0.01)
+    assert listening.desk.subscribed == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_events_are_streamed_as_they_happen_with_signs_of_life_between(start: Callable[..., Any]) -> None:
     listening = await start(limits=OperationsLimits(heartbeat_seconds=0.05, answer_seconds=0.01))
     async with listening.control.get("http://localhost/api/v1/events") as response:

@@ -213,6 +213,10 @@ class _Connection(web.RequestHandler):
             problem = Problem(
                 status, "this is no HTTP/1.1 request, has not exactly one Host header, or its head is too large"
             )
+        elif isinstance(exc, ConnectionError):
+            # The caller went away in the middle of an answer, as every reader of events does at its end: no failure.
+            log.debug("operations.caller_gone", extra={"fields": {"error": repr(exc)}})
+            problem = Problem(500, "the connection was lost")
         else:
             log.error("operations.request_failed", exc_info=exc)
             problem = Problem(status, "an internal error; the log has the details")
