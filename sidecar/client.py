@@ -183,7 +183,8 @@ class ExecutionGate:
         """Return True if the order may go out.
 
         Args:
-            order: None asks as `/gate` does, of unknown size. A cancel passes without a question, always.
+            order: None asks as `/gate` does, of unknown size; from a page that passes only at factor 1. A cancel passes
+                without a question, always.
 
         Raises:
             TradingBlockedError: it may not, or nobody could say so in time.
@@ -511,6 +512,12 @@ class _Standing:
             return self._says_reduce_only("the question named no order")
         if self.factor <= 0.0:
             return self._says("over_limit", "the position limit factor is 0: no limit leaves room for an order")
+        if self.factor < 1.0:
+            # The page does not say whether the gate lets orders of unknown size pass meanwhile, so here they do not.
+            return self._says(
+                "blind_order",
+                f"the position limit factor is {self.factor:g}; check each order with its quantity, position and limit",
+            )
         return self._says_yes()
 
     def _decide_order(self, order: _Order) -> GateDecision:

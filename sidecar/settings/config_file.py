@@ -190,8 +190,8 @@ class OperationsSection(Section):
     )
     web_config: FilePath | None = Field(
         default=None,
-        description="TLS and basic authentication in the format of Prometheus' exporters. Refused by this version, which "
-        "does not serve it yet.",
+        description="TLS and basic authentication in the format of Prometheus' exporters. Refused by this version, "
+        "which does not serve it yet.",
     )
     tokens_file: FilePath | None = Field(
         default=None,

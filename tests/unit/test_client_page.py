@@ -91,10 +91,14 @@ def test_a_restriction_denies_at_once_and_its_end_allows_at_once(
     assert gate.check_can_execute()
 
 
-def test_a_throttled_page_allows_an_order_of_unknown_size(page: StatePage, path: Path) -> None:
+def test_a_throttled_page_wants_to_know_the_size_of_an_order(page: StatePage, path: Path) -> None:
     publish(page, factor=0.5)
     gate = ExecutionGate(page=path)
-    assert gate.check_can_execute()
+    with pytest.raises(TradingBlockedError) as blocked:
+        gate.check_can_execute()
+    assert blocked.value.decision.code == "blind_order"
+    sized = {"symbol": "A", "side": "buy", "quantity": 5, "position": 0, "position_limit": 10}
+    assert gate.check_can_execute(sized)
     assert gate.position_limit_factor == 0.5
 
 
