@@ -67,8 +67,8 @@ def measure_questions(folder: Path, prometheus_url: str, *, requests: int, round
     return Section(
         title="1. Gate decision over loopback HTTP",
         method=f"One keep-alive connection each, one question after the other's answer; a running sidecar and a bare "
-        f"uvloop echo of the same {len(answer)} bytes in turn, both on one core, the asker on another (two cores) or on "
-        f"it (one core); {rounds} rounds of {requests}. Ratio: gate ÷ echo.",
+        f"uvloop echo of the same {len(answer)} bytes in turn, both on one core, the asker on another (two cores) or "
+        f"on it (one core); {rounds} rounds of {requests}. Ratio: gate ÷ echo.",
         figures=figures,
     )
 
