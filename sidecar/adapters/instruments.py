@@ -77,6 +77,7 @@ class TriggerTelemetry:
         limit_used: value ÷ threshold, 1.0 at the limit.
         sample_age: seconds.
         evaluations: since the start.
+        shadow_firings: how often it would have restricted trading, had it not been in shadow.
         failures: evaluations without a fresh reading, by reason out of FAILURE_REASONS.
     """
 
@@ -89,6 +90,7 @@ class TriggerTelemetry:
     limit_used: float | None
     sample_age: float | None
     evaluations: int = 0
+    shadow_firings: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -412,6 +414,11 @@ class _TriggerFamilies:
             "Age of the oldest sample behind the value, when its source was asked; NaN if not known.",
         )
         self._evaluations = _counter("killswitch_trigger_evaluations", trigger, "Evaluations of the rule.")
+        self._shadows = _counter(
+            "killswitch_trigger_shadow_firings",
+            trigger,
+            "Times that the rule would have restricted trading, had it not been in shadow.",
+        )
         self._failures = _counter(
             "killswitch_trigger_evaluation_failures",
             ("trigger", "reason"),
@@ -429,6 +436,7 @@ class _TriggerFamilies:
         yield self._limit_used.of(zip(names, ((_known(one.limit_used),) for one in triggers), strict=True))
         yield self._sample_age.of(zip(names, ((_known(one.sample_age),) for one in triggers), strict=True))
         yield self._evaluations.of(zip(names, ((one.evaluations,) for one in triggers), strict=True))
+        yield self._shadows.of(zip(names, ((one.shadow_firings,) for one in triggers), strict=True))
         yield self._failures.of(zip(names, (_failure_row(one.failures) for one in triggers), strict=True))
 
 

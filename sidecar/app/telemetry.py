@@ -64,6 +64,7 @@ class AppTelemetry:
             limit_used=limit_used(eased(rule, waived), trigger),
             sample_age=trigger.sample_age,
             evaluations=counters.evaluations.get(name, 0),
+            shadow_firings=counters.shadow_firings.get(name, 0),
             failures=counters.failures.get(name, {}),
         )
 

@@ -5,6 +5,7 @@ evaluated. Cross-checks between rules and files are not here.
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -218,9 +219,9 @@ class RuleSection(Section):
         """A throttle says how much is left."""
         yield from _factor_misfits(self.factor, is_throttle=self.action is Action.THROTTLE)
 
+    @abstractmethod
     def condition(self) -> Condition:
         """What makes the rule fire."""
-        raise NotImplementedError
 
     def build(self, *, group: str, origin: str) -> Rule:
         """Make the rule that is evaluated."""

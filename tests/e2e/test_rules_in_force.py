@@ -166,6 +166,9 @@ def test_a_shadow_rule_reports_and_never_acts(sidecar, drawdown):
     assert switch.trigger_of()["status"] == "firing"
     assert switch.gate().decided == (200, "active")
     assert switch.status()["state"] == "ACTIVE"
+    shadowed = f'killswitch_trigger_shadow_firings_total{{trigger="{switch.trigger_of()["trigger"]}"}}'
+    assert switch.metrics()[shadowed] == 1.0
+    assert switch.metrics()['killswitch_trigger_shadow_firings_total{trigger="real"}'] == 0.0
 
 
 def test_one_broken_query_keeps_no_other_rule_from_killing(sidecar, drawdown):

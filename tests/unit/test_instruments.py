@@ -144,6 +144,7 @@ CONTRACT: dict[str, tuple[str, set[tuple[str, ...]]]] = {
     "killswitch_trigger_limit_used_ratio": ("gauge", {("trigger",)}),
     "killswitch_trigger_sample_age_seconds": ("gauge", {("trigger",)}),
     "killswitch_trigger_evaluations_total": ("counter", {("trigger",)}),
+    "killswitch_trigger_shadow_firings_total": ("counter", {("trigger",)}),
     "killswitch_trigger_evaluation_failures_total": ("counter", {("reason", "trigger")}),
     "killswitch_evaluation_duration_seconds": ("histogram", {(), ("le",)}),
     "killswitch_evaluation_iterations_missed_total": ("counter", {("group",)}),
