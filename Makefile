@@ -29,7 +29,7 @@ demo: .venv ## See the switch fire, block and recover, on this machine
 test: setup lint ## Run the linters and all tests, end-to-end ones too
 	$(deciding)
 	$(call others)
-	@$(bin)/python -m pytest tests/e2e
+	@$(bin)/python -m pytest -n 3 --dist loadfile tests/e2e
 
 .PHONY: check
 check: .venv lint ## Run the linters and the quick tests: under a minute, for each commit

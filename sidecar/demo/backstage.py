@@ -3,9 +3,11 @@
 Knows how to start, ask, wait and end, not what the story is. Whatever does not come in its time is a `StoryFailed`.
 """
 
+import contextlib
 import http.client
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ from sidecar.demo.timeline import COMMAND_WIDTH, Timeline
 POLL_SECONDS: Final = 0.05
 COMMAND_SECONDS: Final = 30.0
 LOG_LINES: Final = 15
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends the story, as Ctrl-C does."""
 _KILLSWITCH: Final = (sys.executable, "-m", "sidecar")  # the command of this very installation, on the path or not
 
 _T = TypeVar("_T")
@@ -83,11 +87,12 @@ class Backstage:
 
     def _start(self, name: str, argv: list[str], *, talks: bool = False) -> Child:
         log = self._stage.root / f"{name}.log"
-        try:
-            child = Child(name, argv, env=self._environ, log=log, talks=talks)
-        except OSError as error:
-            raise StoryFailed(f"{name} cannot be started: {error}") from None
-        self._children.append(child)
+        with _signals_held_back():
+            try:
+                child = Child(name, argv, env=self._environ, log=log, talks=talks)
+            except OSError as error:
+                raise StoryFailed(f"{name} cannot be started: {error}") from None
+            self._children.append(child)
         return child
 
     def must_live(self) -> None:
@@ -240,3 +245,17 @@ def _samples(port: int) -> Iterator[tuple[str, float]]:
     for family in text_string_to_metric_families(_get(port, "/metrics")):
         for sample in family.samples:
             yield sample.name, float(sample.value)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """A Ctrl-C between the start of a process and its entry in the list of those to end would leave it behind."""
+    held: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from sidecar.demo.backstage import POLL_SECONDS, Backstage, Json, StoryFailed
+from sidecar.demo.backstage import ENDING, POLL_SECONDS, Backstage, Json, StoryFailed
 from sidecar.demo.bot import COMMANDS, SYMBOL
 from sidecar.demo.stage import APPROVER, COOLDOWN, POSITION_LIMIT, STEPS, SWITCH, Stage
 from sidecar.demo.timeline import Timeline
@@ -32,7 +32,6 @@ PATIENCE_SECONDS: Final = 4.0
 """After this the story says what it is waiting for."""
 READY_SECONDS: Final = 60.0
 """A connectivity rule that saw nothing at first looks again after its 30 s."""
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED: Final = 130
 """What shells report of a program that Ctrl-C ended."""
 
@@ -316,7 +315,7 @@ class Story:
 
 def _end_undisturbed(backstage: Backstage) -> None:
     """End all processes, also if somebody presses Ctrl-C again because it takes a moment."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         backstage.end()
     finally:
@@ -331,7 +330,7 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _ENDING}
+    before = {number: signal.signal(number, interrupt) for number in ENDING}
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sidecar.demo import backstage as backstage_module
 from sidecar.demo import child as child_module
 from sidecar.demo import prometheus_process
+from sidecar.demo.backstage import Backstage
 from sidecar.demo.child import Child
 from sidecar.demo.stage import APPROVER, Stage, scraped
 from sidecar.demo.timeline import WIDTH, Timeline
@@ -146,6 +149,27 @@ def test_a_child_that_talks_is_heard_and_told(tmp_path: Path) -> None:
     assert list(child.events) == [{"event": "hello"}]
     child.stop()
     child.tell("nobody listens")
+
+
+def test_a_ctrl_c_while_a_process_starts_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Child] = []
+
+    def start(*args: object, **kw: object) -> Child:
+        started.append(_child(tmp_path, "import time; time.sleep(60)"))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(backstage_module, "Child", start)
+    backstage = Backstage(timeline=Timeline(io.StringIO()), stage=Stage.build(tmp_path), environ={})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            backstage.start_sidecar()
+        backstage.end()
+        assert started[0].exit_code is not None
+    finally:
+        started[0].stop()
 
 
 def test_a_timeline_fits_a_small_terminal_and_is_plain_without_one() -> None:
