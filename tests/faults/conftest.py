@@ -1,0 +1,15 @@
+"""The cast (tests/cast.py), for the fault tests."""
+
+from tests.cast import (  # noqa: F401 - fixtures are used by their names
+    _programs,
+    case,
+    drawdown,
+    exporter,
+    heartbeat,
+    killswitch,
+    make_sidecar,
+    own_prometheus,
+    shared_prometheus,
+    sidecar,
+    wait,
+)
