@@ -295,7 +295,10 @@ def _ask(
 
 @dataclass(kw_only=True)
 class Sidecar:
-    """The sidecar as a process of its own, with its folders under `folder`."""
+    """The sidecar as a process of its own, with its folders under `folder`.
+
+    `wrapper` stands before its command line and must leave it the process that is started, as `strace -D` does.
+    """
 
     folder: Path
     name: str
@@ -303,6 +306,7 @@ class Sidecar:
     environ: dict[str, str]
     code: str = CODE
     wrong_code: str = f"{CODE}-not"
+    wrapper: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     gate_port: int = 0
     operations_port: int = 0
@@ -370,7 +374,7 @@ class Sidecar:
         self._logs_read = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log, (self.folder / "stdout.log").open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sidecar", "serve", "--config", self.config_file],
+                [*self.wrapper, sys.executable, "-m", "sidecar", "serve", "--config", self.config_file],
                 stdout=out,
                 stderr=log,
                 env=self.environ,
