@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from figures import Figure, Section
-from surroundings import ROOT, CannotMeasure, Sidecar, breach_rule, sidecar, threshold_rules
+from surroundings import ROOT, SERIES, CannotMeasure, Sidecar, breach_rule, sidecar, threshold_rules
 
 RULES: Final = 200
 AT_REST_SECONDS: Final = 5.0
+GROWTH: Final = (10, 100, 1000)
 
 
 def measure_cost(folder: Path, prometheus_url: str, *, seconds: float) -> list[Section]:
@@ -36,7 +37,27 @@ def measure_cost(folder: Path, prometheus_url: str, *, seconds: float) -> list[S
             Figure(name=f"{RULES} threshold rules at 1 s", unit="MiB", aim=64.0, limit=80.0, **many_memory),
         ],
     )
-    return [cpu, memory]
+    return [cpu, memory, _growth(folder, prometheus_url, seconds / 2)]
+
+
+def _growth(folder: Path, prometheus_url: str, seconds: float) -> Section:
+    """How both grow with the number of rules; twice the slope would not be linear."""
+    runs = {count: _run(folder / f"rules-{count}", threshold_rules(count), prometheus_url, seconds) for count in GROWTH}
+    percent = {count: cost["percent"] for count, (cost, _) in runs.items()}
+    mib = {count: memory["value"] for count, (_, memory) in runs.items()}
+    figures = [Figure(name=f"{count:,} rules: one core's share", value=percent[count], unit="%") for count in GROWTH]
+    figures += [Figure(name=f"{count:,} rules: resident", value=mib[count], unit="MiB") for count in GROWTH]
+    low, middle, high = GROWTH
+    for name, at, unit in (("processor", percent, "% a rule"), ("memory", mib, "MiB a rule")):
+        first, second = ((at[b] - at[a]) / (b - a) for a, b in ((low, middle), (middle, high)))
+        note = f"{low} to {middle}: {first:.4f}, {middle} to {high:,}: {second:.4f} {unit}"
+        figures.append(Figure(name=f"slope of {name}: later ÷ earlier", value=second / first, unit="×", note=note))
+    return Section(
+        title="5b. Growth with the number of rules",
+        method=f"Threshold rules at 1 s on {SERIES} series, {seconds:g} s each; processor and memory as above. A slope "
+        f"that stays the same is linear growth.",
+        figures=figures,
+    )
 
 
 def _run(

@@ -3,7 +3,7 @@
 Figures are shown, never asserted: a busy machine makes every one of them worse, and only a reader knows that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -58,18 +58,25 @@ class Section:
         """The same as JSON."""
         return {"title": self.title, "method": self.method, "figures": [one.document() for one in self.figures]}
 
-    def text(self) -> str:
-        """The same as a table."""
-        return "\n".join([f"\n{self.title}", f"  {self.method}", *(_row(figure) for figure in self.figures)])
+    def text(self, earlier: Mapping[str, float] | None = None) -> str:
+        """The same as a table; beside each figure its ratio to the one of the same name in `earlier`."""
+        rows = [_row(figure, (earlier or {}).get(figure.name)) for figure in self.figures]
+        return "\n".join([f"\n{self.title}", f"  {self.method}", *rows])
 
 
-def _row(figure: Figure) -> str:
+def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a report that was written as JSON, by name."""
+    return {figure["name"]: figure["value"] for section in report["sections"] for figure in section["figures"]}
+
+
+def _row(figure: Figure, earlier: float | None) -> str:
     value = f"{_number(figure.value)} {figure.unit}"
     aim = "" if figure.aim is None else f"≤ {_number(figure.aim)} {figure.unit}"
     if figure.limit is not None:
         aim += f", at most {_number(figure.limit)}"
     row = f"  {figure.name:<{_NAME_COLUMNS}}{value:>{_VALUE_COLUMNS}}   {aim:<{_AIM_COLUMNS}} {figure.verdict:<5}"
-    return f"{row} {figure.note}".rstrip()
+    compared = f"[{figure.value / earlier:.2f} × the earlier {_number(earlier)}] " if earlier else ""
+    return f"{row} {compared}{figure.note}".rstrip()
 
 
 def _number(value: float) -> str:

@@ -9,8 +9,8 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,8 @@ from surroundings import (
 
 # The gate knows a question again that came in the same bytes; two in turn make it parse each.
 VARIED: Final = (GATE_QUESTION, GATE_QUESTION.replace(b"bench", b"other"))
-ARRIVALS_A_SECOND: Final = 1000
+ARRIVALS_A_SECOND: Final = (1000, 2000)
+AIMED_P99_MS: Final = {1000: 2.5, 2000: 5.4}
 CONNECTIONS: Final = 16
 RULES: Final = 200
 
@@ -157,50 +158,102 @@ def _measure_list(address: Address, size: int) -> list[Figure]:
 
 
 def measure_arrivals(folder: Path, prometheus_url: str, *, seconds: float, rounds: int) -> Section:
-    """The gate at a constant rate, with and without rules to evaluate."""
-    names = ("nothing to evaluate", f"{RULES} rules each second", f"bare echo beside {RULES} rules each second")
-    times: dict[str, Times] = {name: [] for name in names}
+    """The gate at constant rates, with and without rules to evaluate, and as fast as it can."""
     lags: Times = []
+    times: dict[tuple[str, int], Times] = {(name, rate): [] for rate in ARRIVALS_A_SECOND for name in _LOADED}
+    throughput: dict[str, Times] = {"gate": [], "echo": []}
     for turn in range(rounds):
-        lags += _load_both(folder, prometheus_url, seconds, times, turn)
-    quiet, busy, bare = (percentile(times[name], 0.99) * 1e3 for name in names)
-    ratios = [
+        lags += _load_all(folder, prometheus_url, seconds, times, throughput, turn)
+    gate, echo = (statistics.median(throughput[name]) for name in ("gate", "echo"))
+    figures = [figure for rate in ARRIVALS_A_SECOND for figure in _at_rate(rate, times)]
+    figures += [
         Figure(
-            name=f"p99 with {RULES} rules ÷ p99 without",
-            value=busy / quiet,
-            unit="×",
-            note=f"{busy - quiet:+.2f} ms, what Prometheus takes of the machine included",
+            name=f"saturation: answers a second, {CONNECTIONS} connections",
+            value=gate,
+            unit="/s",
+            note=_range(throughput["gate"]),
         ),
-        Figure(
-            name=f"p99 with {RULES} rules ÷ p99 of the echo beside them",
-            value=busy / bare,
-            unit="×",
-            note=f"{busy - bare:+.2f} ms: what evaluating itself adds",
-        ),
+        Figure(name="saturation: echo ÷ gate", value=echo / gate, unit="×", note=f"echo {echo:.0f} a second"),
+        Figure(name="lateness of the generator itself, p99", value=percentile(lags, 0.99) * 1e3, unit="ms"),
     ]
-    lag = Figure(name="lateness of the generator itself, p99", value=percentile(lags, 0.99) * 1e3, unit="ms")
     return Section(
-        title=f"2. Gate at {ARRIVALS_A_SECOND:,} requests a second",
+        title="2. Gate at a constant rate, and at its limit",
         method=f"Constant arrival rate over {CONNECTIONS} TCP connections from a process of its own, timed from the "
-        f"intended moment of sending; {rounds} rounds of {seconds:g} s each in turn.",
-        figures=[*(figure for name in names for figure in _spread(name, times[name])), *ratios, lag],
+        f"intended moment of sending; {rounds} rounds of {seconds:g} s each in turn; /metrics is scraped each second "
+        f"meanwhile. Saturation: a process asks without a pause for {SATURATION_SECONDS:g} s beside {RULES} rules.",
+        figures=figures,
     )
 
 
-def _load_both(folder: Path, prometheus_url: str, seconds: float, times: dict[str, Times], turn: int) -> Times:
-    quiet, busy, bare = times
+_QUIET, _BUSY, _BARE = _LOADED = ("nothing to evaluate", f"{RULES} rules each second", f"echo beside {RULES} rules")
+SATURATION_SECONDS: Final = 2.0
+
+
+def _at_rate(rate: int, times: Mapping[tuple[str, int], Times]) -> list[Figure]:
+    aims = {_BUSY: AIMED_P99_MS[rate]}
+    p99 = {name: percentile(times[name, rate], 0.99) * 1e3 for name in _LOADED}
+    return [
+        *(_spread(f"{rate:,}/s, {name}", times[name, rate], aims.get(name)) for name in _LOADED),
+        Figure(
+            name=f"{rate:,}/s, p99 with {RULES} rules ÷ p99 without",
+            value=p99[_BUSY] / p99[_QUIET],
+            unit="×",
+            note=f"{p99[_BUSY] - p99[_QUIET]:+.2f} ms, what Prometheus takes of the machine included",
+        ),
+        Figure(
+            name=f"{rate:,}/s, p99 with {RULES} rules ÷ p99 of the echo beside them",
+            value=p99[_BUSY] / p99[_BARE],
+            unit="×",
+            note=f"{p99[_BUSY] - p99[_BARE]:+.2f} ms: what evaluating itself adds",
+        ),
+    ]
+
+
+def _load_all(
+    folder: Path,
+    prometheus_url: str,
+    seconds: float,
+    times: dict[tuple[str, int], Times],
+    throughput: dict[str, Times],
+    turn: int,
+) -> Times:
     lags: Times = []
     # A webhook's rule is never evaluated: the gate is open, and the loop has nothing else to do.
     idle_rule = {"trigger": "webhook", "type": "alertmanager", "match": ['alertname="x"'], "action": "kill"}
     idle = {"groups": [{"name": "idle", "interval": "1s", "rules": [idle_rule]}]}
     with sidecar(folder / f"quiet-{turn}", idle, prometheus_url=prometheus_url) as running:
-        lags += _load(running.gate["TCP"], _settled(running), seconds, times[quiet])
+        answer = _settled(running)
+        with _scraped(running):
+            for rate in ARRIVALS_A_SECOND:
+                lags += _load(running.gate["TCP"], answer, rate, seconds, times[_QUIET, rate])
     with sidecar(folder / f"busy-{turn}", threshold_rules(RULES), prometheus_url=prometheus_url) as running:
         answer = _settled(running)
-        lags += _load(running.gate["TCP"], answer, seconds, times[busy])
-        with echo(answer, folder / f"busy-{turn}") as echoes:
-            lags += _load(echoes["TCP"], answer, seconds, times[bare])
+        with _scraped(running), echo(answer, folder / f"busy-{turn}") as echoes:
+            for rate in ARRIVALS_A_SECOND:
+                lags += _load(running.gate["TCP"], answer, rate, seconds, times[_BUSY, rate])
+                lags += _load(echoes["TCP"], answer, rate, seconds, times[_BARE, rate])
+            for name, address in (("gate", running.gate["TCP"]), ("echo", echoes["TCP"])):
+                with child(_saturate, address, len(answer), SATURATION_SECONDS) as pipe:
+                    throughput[name].append(receive(pipe, seconds=SATURATION_SECONDS + 20.0))
     return lags
+
+
+@contextmanager
+def _scraped(running: Sidecar) -> Iterator[None]:
+    """Read the sidecar's /metrics each second, as Prometheus does."""
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.wait(1.0):
+            running.evaluations()
+
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        scraper.join()
 
 
 def _settled(running: Sidecar) -> bytes:
@@ -211,8 +264,8 @@ def _settled(running: Sidecar) -> bytes:
         return ask(sock, GATE_QUESTION)
 
 
-def _load(address: Address, answer: bytes, seconds: float, times: Times) -> Times:
-    with child(_generate, address, len(answer), ARRIVALS_A_SECOND, seconds) as pipe:
+def _load(address: Address, answer: bytes, rate: int, seconds: float, times: Times) -> Times:
+    with child(_generate, address, len(answer), rate, seconds) as pipe:
         taken, late = receive(pipe, seconds=seconds + 20.0)
     times += taken
     return late  # type: ignore[no-any-return]
@@ -247,7 +300,28 @@ def _generate(pipe: Connection, address: Address, size: int, rate: int, seconds:
     pipe.poll(5.0)  # the other end closes once it has read all
 
 
-def _spread(name: str, times: Times) -> list[Figure]:
+def _saturate(pipe: Connection, address: Address, size: int, seconds: float) -> None:
+    """Ask over all connections at once, each again as soon as it has its answer; sends the answers a second."""
+    sockets = {connect(address): 0 for _ in range(CONNECTIONS)}
+    for sock in sockets:
+        sock.sendall(GATE_QUESTION)
+    answers, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for sock in select.select(list(sockets), [], [], 1.0)[0]:
+            sockets[sock] += len(sock.recv(65536))
+            if sockets[sock] >= size:
+                sockets[sock] = 0
+                answers += 1
+                sock.sendall(GATE_QUESTION)
+    pipe.send(answers / (time.perf_counter() - start))
+    pipe.poll(5.0)
+
+
+def _spread(name: str, times: Times, aim: float | None) -> Figure:
     at = {share: percentile(times, share) * 1e3 for share in (0.5, 0.99, 0.999)}
     beside = f"p50 {at[0.5]:.3f}, p99.9 {at[0.999]:.2f}, max {max(times) * 1e3:.2f} ms of {len(times)} requests"
-    return [Figure(name=f"{name}: p99", value=at[0.99], unit="ms", note=beside)]
+    return Figure(name=f"{name}: p99", value=at[0.99], unit="ms", aim=aim, note=beside)
+
+
+def _range(values: Times) -> str:
+    return f"{min(values):.0f} to {max(values):.0f}"

@@ -1,8 +1,8 @@
 """How fast the sidecar is, and what it costs: every figure with its method, and with its ratio where it has one.
 
-    python tests/benchmarks/run.py [--full] [--only cost,page] [--json FILE]
+    python tests/benchmarks/run.py [--full] [--only cost,page] [--json FILE] [--against FILE]
 
-Runs real sidecars against a real Prometheus on loopback, under four minutes; `--full` takes longer and measures more
+Runs real sidecars against a real Prometheus on loopback, in about six minutes; `--full` takes longer and measures more
 often. Figures are shown beside their aims and never asserted: the exit code is 0 unless one could not be measured.
 """
 
@@ -24,8 +24,9 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # so that it runs from a checkout, uninstalled
 
 from blocking import measure_breaches, measure_kills, measure_starts  # noqa: E402 - after the path is set
+from chains import measure_chains  # noqa: E402
 from cost import measure_cost  # noqa: E402
-from figures import Section  # noqa: E402
+from figures import Section, figures_of  # noqa: E402
 from gate_speed import measure_arrivals, measure_questions  # noqa: E402
 from page_read import measure_page  # noqa: E402
 from surroundings import exporter, prometheus  # noqa: E402
@@ -38,6 +39,7 @@ def main() -> int:
     options = _options()
     began, sections, failures = time.monotonic(), [], {}
     machine = _machine()
+    earlier = figures_of(json.loads(options.against.read_text())) if options.against else None
     print(" · ".join(f"{name} {value}" for name, value in machine.items()))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="killswitch-bench-")))
@@ -48,7 +50,7 @@ def main() -> int:
             return 1
         for name in options.only or measurements:
             for section in _taken(name, measurements[name], failures):
-                print(section.text(), flush=True)
+                print(section.text(earlier), flush=True)
                 sections.append(section)
     print(f"\n{time.monotonic() - began:.0f} s in all")
     for name, reason in failures.items():
@@ -61,16 +63,17 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="measure more often and longer, about ten minutes")
+    parser.add_argument("--full", action="store_true", help="measure more often and longer, about twenty minutes")
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"some of {','.join(NAMES)}", metavar="NAMES")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="show each figure's ratio to this earlier --json")
     options = parser.parse_args()
     if strangers := set(options.only or ()) - set(NAMES):
         parser.error(f"--only {','.join(sorted(strangers))!r} is none of {','.join(NAMES)}")
     return options
 
 
-NAMES: Final = ("questions", "arrivals", "breaches", "cost", "starts", "kills", "page")
+NAMES: Final = ("questions", "arrivals", "breaches", "chains", "cost", "starts", "kills", "page")
 
 
 def _measurements(folder: Path, stack: ExitStack, *, full: bool) -> dict[str, Measurement]:
@@ -81,6 +84,7 @@ def _measurements(folder: Path, stack: ExitStack, *, full: bool) -> dict[str, Me
         "questions": lambda: measure_questions(folder / "questions", url, requests=2000, rounds=5 * often),
         "arrivals": lambda: measure_arrivals(folder, url, seconds=5.0, rounds=2 * often),
         "breaches": lambda: measure_breaches(folder / "breaches", url, source, breaches=30 if full else 10),
+        "chains": lambda: measure_chains(folder / "chains", source, breaches=60 if full else 30),
         "cost": lambda: measure_cost(folder / "cost", url, seconds=20.0 * often),
         "starts": lambda: measure_starts(folder / "starts", url, starts=5 * often),
         "kills": lambda: measure_kills(folder / "kills", url, kills=100 if full else 25),

@@ -205,16 +205,41 @@ def exporter() -> Iterator[Exporter]:
 
 
 @contextmanager
-def prometheus(folder: Path, target: int) -> Iterator[str]:
-    """A real Prometheus that scrapes the exporter each second; yields its URL once it has samples."""
+def prometheus(
+    folder: Path,
+    target: int,
+    *,
+    slow_seconds: float | None = None,
+    alert_rules: Mapping[str, Any] | None = None,
+    alertmanager: str | None = None,
+) -> Iterator[str]:
+    """A real Prometheus that scrapes the exporter each second; yields its URL once it has samples.
+
+    Args:
+        folder: made here.
+        target: the exporter's port.
+        slow_seconds: scrape interval of a second job on the same target; None for no such job.
+        alert_rules: a rule file's document.
+        alertmanager: `host:port` to send alerts to.
+    """
     binary = shutil.which("prometheus")
     if binary is None:
         raise CannotMeasure("prometheus is not installed; `make test` installs it, or: apt-get install prometheus")
     folder.mkdir()
     port = free_port()
-    jobs = [{"job_name": "bench", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}]
+    jobs: list[dict[str, Any]] = [{"job_name": "bench", "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}]
+    if slow_seconds is not None:
+        jobs.append({**jobs[0], "job_name": "slow", "scrape_interval": f"{slow_seconds:g}s"})
     every = f"{SCRAPE_SECONDS:g}s"
-    config = {"global": {"scrape_interval": every, "scrape_timeout": every}, "scrape_configs": jobs}
+    config: dict[str, Any] = {
+        "global": {"scrape_interval": every, "scrape_timeout": every},
+        "scrape_configs": jobs,
+    }
+    if alert_rules is not None:
+        (folder / "alerts.yml").write_text(json.dumps(alert_rules))
+        config["rule_files"] = ["alerts.yml"]
+    if alertmanager is not None:
+        config["alerting"] = {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]}
     (folder / "prometheus.yml").write_text(json.dumps(config))
     command = [
         binary,
@@ -365,7 +390,7 @@ def sidecar(
         document, rules = rules, folder / "rules.yaml"
         rules.write_text(json.dumps(document))  # JSON is YAML
     gate, operations = free_port(), free_port()
-    config = {
+    config: dict[str, Any] = {
         "switch": {"name": "bench/trader-0"},
         "prometheus": {"urls": [prometheus_url] if prometheus_url else []},
         "rules": {"files": [str(rules)], "interval": "1s"},
@@ -379,6 +404,7 @@ def sidecar(
         "storage": {"dir": str(folder / "state"), "restore_from_prometheus": "off"},
         **sections,
     }
+    operations = int(config["operations"]["listen"].rpartition(":")[2])
     (folder / "config.yaml").write_text(json.dumps(config))
     command = [sys.executable, "-m", "sidecar", "serve", "--config", str(folder / "config.yaml")]
     started = time.monotonic()
