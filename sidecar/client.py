@@ -683,7 +683,8 @@ class _PageReader:
         copy, now = self._whole_copy(deadline)
         _, _, heartbeat, state, restriction, factor, epoch, lease, _, _ = _PAGE.unpack(copy)
         age = now - heartbeat
-        if not 0 <= age <= lease:
+        # 0 is a sidecar that stopped, even where the machine has not been up for as long as a lease.
+        if heartbeat == 0 or not 0 <= age <= lease:
             how = "0: the sidecar stopped or just started" if heartbeat == 0 else f"{age / 1e6:.1f} ms old"
             raise _NoAnswerError(f"the heartbeat in {self._path} is {how}; the lease is {lease / 1e6:.1f} ms")
         standing = _standing(state=state, restriction=restriction, factor=factor, epoch=epoch)

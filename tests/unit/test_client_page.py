@@ -16,7 +16,7 @@ from sidecar.adapters.state_page import StatePage
 from sidecar.client import ExecutionGate, GateDecision, TradingBlockedError
 
 LEASE = 500_000_000
-HOUR = 600_000_000_000
+LONG = 600_000_000_000
 LAYOUT = struct.Struct("<8sQQIIdQQI")
 
 
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def page(path: Path) -> Iterator[StatePage]:
-    page = StatePage.open(path, lease_ns=HOUR)
+    page = StatePage.open(path, lease_ns=LONG)
     publish(page)
     yield page
     page.close()
@@ -49,7 +49,7 @@ def handmade(path: Path, **changed: Any) -> None:
     """Write a page with a right CRC, whatever it says."""
     said = {
         "magic": b"KSWPAGE1", "sequence": 2, "heartbeat": time.monotonic_ns(), "state": 0, "restriction": 0,
-        "factor": 1.0, "epoch": 1, "lease": HOUR,
+        "factor": 1.0, "epoch": 1, "lease": LONG,
     } | changed  # fmt: skip
     raw = LAYOUT.pack(*said.values(), 0)[:56]
     path.write_bytes(raw + struct.pack("<II", zlib.crc32(raw), 0))
@@ -173,16 +173,19 @@ def test_age_is_counted_to_the_nanosecond_on_both_paths(path: Path, monkeypatch:
                 assert refused(gate).code == "stale"
 
 
-def test_a_stopped_writer_denies_and_a_new_beat_allows(page: StatePage, path: Path) -> None:
+def test_a_stopped_writer_denies_and_a_new_beat_allows(path: Path) -> None:
+    lease = 5_000_000_000  # less than any machine has been up for, so that there is a moment before it
+    page = StatePage.open(path, lease_ns=lease)
+    publish(page)
     gate = ExecutionGate(page=path)
     assert gate.check_can_execute()
-    page.beat(1)
+    page.beat(time.monotonic_ns() - lease - 1)
     assert "lease" in refused(gate).message
     page.beat(time.monotonic_ns())
     assert gate.check_can_execute()
     page.close()
     assert "stopped" in refused(gate).message
-    with_new_writer = StatePage.open(path, lease_ns=HOUR)
+    with_new_writer = StatePage.open(path, lease_ns=LONG)
     assert refused(gate).code == "stale"
     publish(with_new_writer)
     assert gate.check_can_execute()
@@ -222,19 +225,19 @@ def test_no_file_denies_until_there_is_one(path: Path) -> None:
     assert gate.position_limit_factor == 0.0
     path.write_bytes(b"")
     assert refused(gate).code == "stale"
-    publish(StatePage.open(path, lease_ns=HOUR))
+    publish(StatePage.open(path, lease_ns=LONG))
     assert gate.check_can_execute()
 
 
 def test_a_folder_made_anew_is_found_again(path: Path) -> None:
-    old = StatePage.open(path, lease_ns=HOUR)
+    old = StatePage.open(path, lease_ns=LONG)
     publish(old)
     gate = ExecutionGate(page=path)
     assert gate.check_can_execute()
     path.unlink()
     old.close()
     assert refused(gate).code == "stale"
-    publish(StatePage.open(path, lease_ns=HOUR))
+    publish(StatePage.open(path, lease_ns=LONG))
     assert gate.check_can_execute()
 
 

@@ -163,12 +163,14 @@ def test_a_ctrl_c_while_a_process_starts_leaves_no_process_behind(
 
     monkeypatch.setattr(backstage_module, "Child", start)
     backstage = Backstage(timeline=Timeline(io.StringIO()), stage=Stage.build(tmp_path), environ={})
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever other tests left there
     try:
         with pytest.raises(KeyboardInterrupt):
             backstage.start_sidecar()
         backstage.end()
         assert started[0].exit_code is not None
     finally:
+        signal.signal(signal.SIGINT, before)
         started[0].stop()
 
 
