@@ -93,6 +93,7 @@ class Evaluator:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._reported: dict[str, float] = {}
         self._shadowing: set[str] = set()
+        self._held: dict[str, Demand] = {}
         self._stored: dict[str, Trigger] = {}
         keeper.observers.change.append(self._on_change)
 
@@ -122,6 +123,7 @@ class Evaluator:
         self._by_name = new
         self._reported = {name: at for name, at in self._reported.items() if name in new}
         self._shadowing &= new.keys()
+        self._held = {name: demand for name, demand in self._held.items() if name in new and new[name].enforcing}
         self.counters.forget_all_but(new.keys())
         self._keeper.publish()
         self._put_back()
@@ -143,7 +145,7 @@ class Evaluator:
                 known, main=timers.main, steps=timers.steps, value=timers.value, failures=timers.failures
             )
             if rule.enabled and not rule.shadow and self._keeper.switch.mode is not Mode.DISABLED:
-                self._demand(rule, self.triggers[name], self._clock.now())
+                self._keeper.demand(name, demands(self._in_force(rule), self.triggers[name], self._clock.now()))
 
     def timers(self) -> Iterator[tuple[str, Trigger]]:
         """All triggers whose timers are to be stored, with those that were and whose rules are not loaded yet."""
@@ -331,14 +333,13 @@ class Evaluator:
         return rule
 
     def _act(self, rule: Rule, trigger: Trigger, answer: Answer | Failure, now: Instant) -> None:
-        killed = self._demand(rule, trigger, now)
+        asked = demands(self._in_force(rule), trigger, now)
+        killed = bool(self._keeper.demand(rule.trigger, asked))
+        self._report_hold(rule, trigger, asked, now)
         if killed and isinstance(answer, Answer) and trigger.sample_age is not None:
             sampled = answer.evaluated_at - trigger.sample_age
             for observer in self.on_kill:
                 observer(max(0.0, self._clock.now().wall - sampled))
-
-    def _demand(self, rule: Rule, trigger: Trigger, now: Instant) -> bool:
-        return bool(self._keeper.demand(rule.trigger, demands(self._in_force(rule), trigger, now)))
 
     def _shadow(self, rule: Rule, trigger: Trigger, now: Instant) -> None:
         asked = [demand for demand in demands(rule, trigger, now) if demand.action > Action.WARN]
@@ -382,6 +383,40 @@ class Evaluator:
         elif before.status is Status.FIRING and after.status is not Status.FIRING:
             self._audit_status("trigger.cleared", rule, after, now)
 
+    def _report_hold(self, rule: Rule, trigger: Trigger, asked: Sequence[Demand], now: Instant) -> None:
+        """Audit what restricts orders without being the rule's own action or a kill: a step, or no data."""
+        own = (rule.action, rule.factor) if trigger.status is Status.FIRING else None
+        soft = [
+            demand
+            for demand in asked
+            if Action.WARN < demand.action < Action.KILL and (demand.action, demand.factor) != own
+        ]
+        strictest = max(soft, key=_strictness, default=None)
+        before = self._held.get(rule.trigger)
+        if (before and _strictness(before)) == (strictest and _strictness(strictest)):
+            return
+        by = f"rule {rule.trigger}"
+        if strictest is None:
+            del self._held[rule.trigger]
+            self._keeper.audit(
+                audit_event("trigger.lifted", now, by=by, reason=f"{by} asks for nothing more on the way")
+            )
+            return
+        self._held[rule.trigger] = strictest
+        self._keeper.audit(
+            audit_event(
+                "trigger.restricts",
+                now,
+                by=by,
+                reason=strictest.message,
+                trigger=rule.trigger,
+                action=strictest.action.label,
+                factor=strictest.factor,
+                value=strictest.value,
+                limit=strictest.limit,
+            )
+        )
+
     def _audit_status(self, kind: str, rule: Rule, trigger: Trigger, now: Instant) -> None:
         reason = explain(rule, trigger.value) if kind == "trigger.firing" else f"rule {rule.trigger} cleared"
         self._keeper.audit(
@@ -410,6 +445,10 @@ class Evaluator:
         for name, trigger in self.triggers.items():
             if trigger.main != QUIET or any(level != QUIET for level in trigger.steps):
                 yield name
+
+
+def _strictness(demand: Demand) -> tuple[Action, float]:
+    return demand.action, 0.0 if demand.factor is None else -demand.factor
 
 
 def _fires(trigger: Trigger) -> bool:

@@ -293,7 +293,9 @@ def _threshold(trigger: Mapping[str, Any]) -> str:
 def _trigger_status(trigger: Mapping[str, Any]) -> str:
     text = _text(trigger, "status") or "unknown"
     if text == "firing":
-        text = f"FIRING ({_text(trigger, 'step') or _text(trigger, 'action')})"
+        text = f"FIRING ({_text(trigger, 'action')})"
+    elif step := _text(trigger, "step"):
+        text = f"{text}, at its step {step}"
     notes = [
         note
         for note, holds in (

@@ -224,6 +224,24 @@ async def test_steps_restrict_on_the_way_to_the_threshold() -> None:
     assert world.shown[-1].gate_factor == 0.5
     await world.look(dd=value(-0.145))
     assert world.restriction is Restriction.REDUCE_ONLY
+    await world.look(dd=value(-0.145))
+    await world.look(dd=value(0.0))
+    assert world.shown[-1].gate_factor == 1.0
+    assert world.audited() == ["trigger.restricts", "trigger.restricts", "trigger.lifted"]
+
+
+async def test_a_blind_rule_that_halts_is_audited_when_it_halts_and_when_it_lifts() -> None:
+    world = World()
+    world.load(drawdown())
+    await world.look(dd=value(0.0))
+    await world.look(dd=DOWN)
+    world.clock.jump(61.0)
+    await world.look(dd=DOWN)
+    assert world.restriction is Restriction.HALT
+    assert world.audited() == ["trigger.restricts"]
+    await world.look(dd=value(0.0))
+    assert world.restriction is Restriction.NONE
+    assert world.audited() == ["trigger.restricts", "trigger.lifted"]
 
 
 async def test_a_shadow_rule_says_what_it_would_do_once_and_does_nothing() -> None:
