@@ -45,7 +45,7 @@ from sidecar.app.sources import Probe, RuleSources
 from sidecar.app.step_gates import StepGateKeeper
 from sidecar.app.telemetry import AppTelemetry
 from sidecar.core.compose import Overlay
-from sidecar.core.document import lockouts_document, state_document
+from sidecar.core.document import demands_document, lockouts_document, state_document
 from sidecar.core.errors import InvariantViolation, RuleFileError, SettingsError, StorageError
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.states import Instant, Mode, State
@@ -385,7 +385,7 @@ class Application:
         self.alerts.restore(start.alerts)
         # The state first: the waivers in it say which of the stored triggers may kill.
         self.keeper.attach(memory if self.switch.mode is not Mode.DISABLED else _AuditOnly(memory), start.state)
-        self.evaluator.restore(start.triggers)
+        self.evaluator.restore(start.triggers, start.asked)
         self.storage_error = None
         self._audit_restore(start, memory)
         self.refresh()
@@ -441,6 +441,7 @@ class Application:
             "mode": self.switch.mode.value,
             **state_document(state, now),
             "timers": timers,
+            "asked": demands_document(self.evaluator.asked()),
             "lockouts": lockouts_document(self.recoveries.lockouts, now),
             "alerts": self.alerts.book.state.document(now),
             "written": now.wall,

@@ -95,6 +95,7 @@ class Evaluator:
         self._shadowing: set[str] = set()
         self._held: dict[str, Demand] = {}
         self._stored: dict[str, Trigger] = {}
+        self._asked: tuple[Demand, ...] = ()
         keeper.observers.change.append(self._on_change)
 
     # Rule sets
@@ -128,14 +129,19 @@ class Evaluator:
         self._keeper.publish()
         self._put_back()
 
-    def restore(self, triggers: dict[str, Trigger]) -> None:
-        """Give the timers that were stored to the rules of these names, now or as soon as their files can be read."""
+    def restore(self, triggers: dict[str, Trigger], asked: Sequence[Demand] = ()) -> None:
+        """Give the timers that were stored to the rules of these names, now or as soon as their files can be read.
+
+        What a rule asked for that is gone by then holds until an approved recovery, as if a reload had removed it.
+        """
         self._stored = dict(triggers)
+        self._asked = tuple(asked)
         self._put_back()
 
     def _put_back(self) -> None:
         if not self._by_name:
             return  # no rule file could be read yet; what was stored must outlive that
+        self._hold_what_went()
         stored, self._stored = self._stored, {}
         for name, timers in stored.items():
             rule, known = self._by_name.get(name), self.triggers.get(name)
@@ -146,6 +152,18 @@ class Evaluator:
             )
             if rule.enabled and not rule.shadow and self._keeper.switch.mode is not Mode.DISABLED:
                 self._keeper.demand(name, demands(self._in_force(rule), self.triggers[name], self._clock.now()))
+
+    def _hold_what_went(self) -> None:
+        asked, self._asked = self._asked, ()
+        gone = [one for one in asked if (rule := self._by_name.get(one.trigger)) is None or not rule.enforcing]
+        if gone and self._keeper.switch.mode is not Mode.DISABLED:
+            self._keeper.apply(HoldRemoved(demands=tuple(gone)))
+
+    def asked(self) -> Iterator[Demand]:
+        """What rules ask for without a kill, with what those did whose files could not be read yet."""
+        yield from self._asked
+        for name in self.triggers:
+            yield from (demand for demand in self._keeper.switch.demands_of(name) if _is_soft(demand))
 
     def timers(self) -> Iterator[tuple[str, Trigger]]:
         """All triggers whose timers are to be stored, with those that were and whose rules are not loaded yet."""
@@ -160,7 +178,7 @@ class Evaluator:
                 continue
             dropped = self._keeper.switch.drop_demands(name)
             if name not in waived:
-                held += [demand for demand in dropped if Action.WARN < demand.action < Action.KILL]
+                held += [demand for demand in dropped if _is_soft(demand)]
         if held:
             self._keeper.apply(HoldRemoved(demands=tuple(held)))
 
@@ -386,15 +404,12 @@ class Evaluator:
     def _report_hold(self, rule: Rule, trigger: Trigger, asked: Sequence[Demand], now: Instant) -> None:
         """Audit what restricts orders without being the rule's own action or a kill: a step, or no data."""
         own = (rule.action, rule.factor) if trigger.status is Status.FIRING else None
-        soft = [
-            demand
-            for demand in asked
-            if Action.WARN < demand.action < Action.KILL and (demand.action, demand.factor) != own
-        ]
+        soft = [demand for demand in asked if _is_soft(demand) and (demand.action, demand.factor) != own]
         strictest = max(soft, key=_strictness, default=None)
         before = self._held.get(rule.trigger)
         if (before and _strictness(before)) == (strictest and _strictness(strictest)):
             return
+        self._keeper.checkpoint()
         by = f"rule {rule.trigger}"
         if strictest is None:
             del self._held[rule.trigger]
@@ -445,6 +460,11 @@ class Evaluator:
         for name, trigger in self.triggers.items():
             if trigger.main != QUIET or any(level != QUIET for level in trigger.steps):
                 yield name
+
+
+def _is_soft(demand: Demand) -> bool:
+    """Whether it restricts orders and lifts by itself."""
+    return Action.WARN < demand.action < Action.KILL
 
 
 def _strictness(demand: Demand) -> tuple[Action, float]:

@@ -4,7 +4,7 @@ Moments on the running clock mean nothing to the next process. They are stored a
 spent down does not count and a wall clock that was set back cannot shorten anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sidecar.core.errors import StorageError
@@ -27,7 +27,7 @@ def state_document(state: SwitchState, now: Instant) -> Document:
         "causes": [_cause_document(cause) for cause in state.causes],
         "recovery": None if state.recovery is None else _recovery_document(state.recovery, now),
         "waivers": [_waiver_document(waiver, now) for waiver in state.waivers],
-        "held": [_demand_document(demand) for demand in state.held],
+        "held": demands_document(state.held),
         "acknowledged": [list(firing) for firing in state.acknowledged],
         "kills_in_a_row": state.kills_in_a_row,
         "last_kill_elapsed": None if state.last_kill_mono is None else now.mono - state.last_kill_mono,
@@ -50,7 +50,7 @@ def state_from_document(document: Mapping[str, Any], now: Instant) -> SwitchStat
             causes=tuple(_cause(one) for one in document["causes"]),
             recovery=None if document["recovery"] is None else _recovery(document["recovery"], now),
             waivers=tuple(_waiver(one, now) for one in document["waivers"]),
-            held=tuple(_demand(one) for one in document["held"]),
+            held=demands_from_document(document["held"]),
             acknowledged=tuple((str(one[0]), str(one[1]), float(one[2])) for one in document["acknowledged"]),
             kills_in_a_row=int(document["kills_in_a_row"]),
             last_kill_mono=_moment(document["last_kill_elapsed"], now),
@@ -176,6 +176,19 @@ def _waiver(document: Mapping[str, Any], now: Instant) -> Waiver:
         until_mono=now.mono + float(document["left"]),
         by=str(document["by"]),
     )
+
+
+def demands_document(demands: Iterable[Demand]) -> list[Document]:
+    """The durable form of what rules ask for."""
+    return [_demand_document(demand) for demand in demands]
+
+
+def demands_from_document(document: Iterable[Mapping[str, Any]]) -> tuple[Demand, ...]:
+    """Read what rules asked for back; raise StorageError where it cannot be read."""
+    try:
+        return tuple(_demand(one) for one in document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StorageError(f"a stored demand cannot be read: {type(error).__name__} {error}") from error
 
 
 def _demand_document(demand: Demand) -> Document:

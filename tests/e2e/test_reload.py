@@ -1,8 +1,11 @@
 """Changed files while it runs: a bad one changes nothing and is said loudly, a good one is in force within seconds."""
 
+import json
 import signal
 
 import pytest
+
+from tests.cast import wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -78,6 +81,24 @@ def test_what_a_removed_rule_restricted_stays_restricted_until_a_recovery(sideca
     status = switch.wait_status("readiness", lambda status: status["ready"])
     assert status["position_limit_factor"] == 0.5
     assert switch.gate().headers["x-killswitch-factor"] in ("0.5", "0.50")
+
+
+def test_a_rule_that_went_while_the_sidecar_was_down_leaves_its_restriction(sidecar, drawdown, heartbeat):
+    heartbeat.set(1)
+    rest = heartbeat.rule(trigger="stays", operator="lt", threshold=0)
+    steps = [{"at": "50%", "action": "throttle", "factor": 0.5}]
+    switch = sidecar(drawdown.rule(steps=steps), rest)
+    drawdown.set(-0.1)
+    switch.wait_status("the throttle", lambda status: status["position_limit_factor"] == 0.5)
+    assert switch.wait_audit("trigger.restricts")["data"]["action"] == "throttle"
+    stored = switch.state_folder / "state.json"
+    wait_for(lambda: json.loads(stored.read_text())["asked"], "what the rule asks for on disk")
+    switch.kill9()
+    switch.write_rules(rest)
+    switch.start()
+    status = switch.wait_status("readiness", lambda status: status["ready"])
+    assert status["position_limit_factor"] == 0.5
+    switch.wait_audit("rule.held")
 
 
 def test_a_disabled_and_a_loosened_rule_are_audited_as_such(sidecar, drawdown):

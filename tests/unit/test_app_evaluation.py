@@ -8,7 +8,7 @@ import pytest
 from sidecar.app.evaluation import Evaluator, next_turn
 from sidecar.app.keeper import Keeper
 from sidecar.core.compose import Overlay
-from sidecar.core.document import state_document
+from sidecar.core.document import demands_document, demands_from_document, state_document
 from sidecar.core.events import Waiver
 from sidecar.core.states import Action, Instant, Mode, Restriction, State
 from sidecar.core.switch import Switch
@@ -375,6 +375,31 @@ async def test_a_waived_rule_that_is_taken_out_leaves_nothing_behind() -> None:
     assert world.restriction is Restriction.NONE
     world.load(drawdown("other"), opened=True)
     assert world.restriction is Restriction.NONE
+
+
+@pytest.mark.parametrize("now", [None, drawdown(enabled=False)], ids=["removed", "disabled"])
+async def test_what_a_rule_held_that_went_while_the_sidecar_was_down_stays(now: Rule | None) -> None:
+    before = World()
+    before.load(drawdown(action=Action.THROTTLE, factor=0.25), drawdown("other"))
+    await before.look(dd=value(-0.2), other=value(0.0))
+    asked = demands_from_document(demands_document(before.evaluator.asked()))
+    assert [(demand.trigger, demand.factor) for demand in asked] == [("dd", 0.25)]
+    world = World()
+    world.evaluator.restore({}, asked)
+    assert list(world.evaluator.asked()) == list(asked)  # no rule file could be read yet
+    world.load(*(rule for rule in (now, drawdown("other")) if rule is not None))
+    assert [demand.trigger for demand in world.switch.state.held] == ["dd"]
+    assert list(world.evaluator.asked()) == []
+
+
+async def test_what_a_rule_that_is_still_there_asked_for_is_its_own_to_say_again() -> None:
+    before = World()
+    before.load(drawdown(action=Action.THROTTLE, factor=0.25))
+    await before.look(dd=value(-0.2))
+    world = World()
+    world.load(drawdown(action=Action.THROTTLE, factor=0.25))
+    world.evaluator.restore({}, tuple(before.evaluator.asked()))
+    assert world.switch.state.held == ()
 
 
 # Restoring timers
