@@ -11,6 +11,9 @@ from surroundings import ROOT, SERIES, CannotMeasure, Sidecar, breach_rule, side
 RULES: Final = 200
 AT_REST_SECONDS: Final = 5.0
 GROWTH: Final = (10, 100, 1000)
+BROAD_RULES: Final = 10
+BROAD: Final = {10: "[0-9]", 100: "[0-9]{1,2}", 200: ".+"}
+"""Patterns of series numbers, by how many of the exporter's series they match."""
 
 
 def measure_cost(folder: Path, prometheus_url: str, *, seconds: float) -> list[Section]:
@@ -37,7 +40,7 @@ def measure_cost(folder: Path, prometheus_url: str, *, seconds: float) -> list[S
             Figure(name=f"{RULES} threshold rules at 1 s", unit="MiB", aim=64.0, limit=80.0, **many_memory),
         ],
     )
-    return [cpu, memory, _growth(folder, prometheus_url, seconds / 2)]
+    return [cpu, memory, _growth(folder, prometheus_url, seconds / 2), _breadth(folder, prometheus_url, seconds / 2)]
 
 
 def _growth(folder: Path, prometheus_url: str, seconds: float) -> Section:
@@ -56,6 +59,28 @@ def _growth(folder: Path, prometheus_url: str, seconds: float) -> Section:
         title="5b. Growth with the number of rules",
         method=f"Threshold rules at 1 s on {SERIES} series, {seconds:g} s each; processor and memory as above. A slope "
         f"that stays the same is linear growth.",
+        figures=figures,
+    )
+
+
+def _breadth(folder: Path, prometheus_url: str, seconds: float) -> Section:
+    """How processor time grows with the series that a rule looks at."""
+    costs = {
+        count: _run(folder / f"series-{count}", threshold_rules(BROAD_RULES, series=pattern), prometheus_url, seconds)[
+            0
+        ]
+        for count, pattern in BROAD.items()
+    }
+    each = {count: cost["used"] / cost["evaluated"] * 1e6 for count, cost in costs.items()}
+    low, middle, high = BROAD
+    first, second = ((each[b] - each[a]) / (b - a) for a, b in ((low, middle), (middle, high)))
+    figures = [Figure(name=f"{count} series: an evaluation", value=each[count], unit="µs") for count in BROAD]
+    note = f"{low} to {middle}: {first:.2f}, {middle} to {high}: {second:.2f} µs a series"
+    figures.append(Figure(name="slope: later ÷ earlier", value=second / first, unit="×", note=note))
+    return Section(
+        title="5c. Growth with the number of series",
+        method=f"{BROAD_RULES} threshold rules at 1 s, each on so many series that Prometheus hands over one by one, "
+        f"{seconds:g} s each; processor time of the whole sidecar by evaluations.",
         figures=figures,
     )
 

@@ -116,7 +116,7 @@ def _compared(way: str, place: str, times: Mapping[tuple[str, str], Times]) -> l
     for share, name in ((0.5, "p50"), (0.99, "p99")):
         bare, same, varied = (percentile(times[way, kind], share) * 1e6 for kind in ("echo", "gate", "varied"))
         beside = f"gate {same:.1f} µs, echo {bare:.1f} µs"
-        aim = 3.0 if name == "p50" else None
+        aim = 2.0 if name == "p50" else None
         what = f"{way}, {place}, {name}"
         figures.append(Figure(name=what, value=same, unit="µs", note=f"echo {bare:.1f} µs"))
         figures.append(Figure(name=f"{what}: ratio", value=same / bare, unit="×", aim=aim, note=beside))

@@ -281,13 +281,18 @@ def process(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[byt
 # Sidecars
 
 
-def threshold_rules(count: int, *, interval: str = "1s") -> dict[str, Any]:
-    """So many threshold rules in one group, each on a series of its own, none of which fires."""
+def threshold_rules(count: int, *, interval: str = "1s", series: str | None = None) -> dict[str, Any]:
+    """So many threshold rules in one group, none of which fires.
+
+    Each looks at one series of its own, or all look at every series whose number matches the pattern `series`.
+    """
     rules = [
         {
             "trigger": f"rule_{number}",
             "type": "threshold",
-            "query": f'min(bench_value{{series="{number % SERIES}"}})',
+            "query": f'bench_value{{series=~"{series}"}}'
+            if series
+            else f'min(bench_value{{series="{number % SERIES}"}})',
             "operator": "lt",
             "threshold": -0.15,
             "action": "kill",
