@@ -20,7 +20,7 @@ from sidecar.adapters.approvers import Approvers
 from sidecar.adapters.gate_http import GateServer
 from sidecar.adapters.instruments import Instruments
 from sidecar.adapters.notifier import Notifier
-from sidecar.adapters.operations_http import OperationsServer, WebhookAccess
+from sidecar.adapters.operations_http import OperationsServer, WebAccess, WebhookAccess
 from sidecar.adapters.prometheus import PrometheusSource
 from sidecar.adapters.scrape import ScrapeSource
 from sidecar.adapters.state_file import FolderLocked, Nothing
@@ -65,6 +65,7 @@ STORAGE_RETRY_SECONDS = 2.0
 BEATS_PER_LEASE = 5
 DEGRADED_LIVENESS_SECONDS = 30.0
 STOP_SECONDS = 5.0
+CREDENTIALS_SECONDS = 5.0
 
 
 NOT_OPEN_YET = "the state folder is not open yet"
@@ -131,6 +132,7 @@ class Application:
         self.brake = OrderBrake(evaluator=self.evaluator, clock=clock)
         self.gate = GateServer(switch=settings.switch.name)
         self.operations: OperationsServer | None = None
+        self.web_access: WebAccess | None = None
         self.page: StatePage | None = None
         self.memory: DiskMemory | None = None
         self.recollection = self._build_recollection(settings)
@@ -142,6 +144,7 @@ class Application:
         self.failure: tuple[float, str] | None = None
         self.gate_address: tuple[str, int] | None = None
         self.operations_address: tuple[str, int] | None = None
+        self.health_address: tuple[str, int] | None = None
         self.reloader = Reloader(self)
         self.notifications = Notifications(self, self.notifier)
         self.desk = Desk(self)
@@ -253,21 +256,49 @@ class Application:
         self.gate_address = await self.gate.start_tcp(gate.listen.host, gate.listen.port)
         stack.push_async_callback(self.gate.stop, 1.0)
         await self.gate.start_unix(run_path(gate.socket, self.environ))
+        await self._load_web_access()
         server = OperationsServer(
             desk=self.desk,
             registry=self.registry,
             hosts=operations.hosts,
             tokens_file=operations.tokens_file,
             webhook=self.webhook_access,
+            access=self.web_access,
         )
         stack.push_async_callback(server.stop)
         self.operations = server
         self.operations_address = await server.start_tcp(operations.listen.host, operations.listen.port)
+        if operations.health_listen is not None:
+            health = operations.health_listen
+            self.health_address = await server.start_health(health.host, health.port)
         await server.start_control(run_path(self.settings.control.socket, self.environ))
         log.info(
             "sidecar.listening",
-            extra={"fields": {"gate": _text(self.gate_address), "operations": _text(self.operations_address)}},
+            extra={
+                "fields": {
+                    "gate": _text(self.gate_address),
+                    "operations": _text(self.operations_address),
+                    **({"health": _text(self.health_address)} if self.health_address else {}),
+                }
+            },
         )
+
+    async def _load_web_access(self) -> None:
+        operations = self.settings.operations
+        if operations.web_config is None:
+            return
+        self.web_access = WebAccess(operations.web_config)
+        await self.web_access.load()
+        if self.web_access.wants_client_certificates and operations.health_listen is None:
+            log.warning(
+                "operations.probes_need_a_certificate",
+                extra={
+                    "fields": {
+                        "message": "a kubelet has no client certificate, so its probes fail at this listener; set "
+                        "operations.health_listen"
+                    }
+                },
+            )
 
     def _start_tasks(self) -> list["asyncio.Task[None]"]:
         work: dict[str, Callable[[], Awaitable[None]]] = {
@@ -276,6 +307,7 @@ class Application:
             "recoveries": self.recoveries.drive,
             "reload": self.reloader.watch,
             "housekeeping": self._keep_house,
+            "credentials": self._watch_credentials,
             "scrapes": self._scrape,
             "notifications": self.notifications.run,
             "notifier": self.notifier.run,
@@ -447,13 +479,18 @@ class Application:
             "written": now.wall,
         }
 
+    async def _watch_credentials(self) -> None:
+        # With each request they are looked at anyhow; this is for the status, should nobody ask for anything.
+        while True:
+            await asyncio.sleep(CREDENTIALS_SECONDS)
+            if self.operations is not None:
+                await self.operations.refresh()
+
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(3600.0)
             if self.memory is not None:
                 await self.memory.flush()
-            if self.operations is not None:
-                await self.operations.refresh()
             await self._close_retired()
 
     # Rules

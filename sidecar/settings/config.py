@@ -110,6 +110,7 @@ class Operations:
 
     listen: Listen = Listen(host="0.0.0.0", port=9781)  # noqa: S104 - probes and Prometheus come to the pod's address
     hosts: tuple[str, ...] = ()
+    health_listen: Listen | None = None
     web_config: str | None = None
     tokens_file: str | None = None
 
@@ -278,9 +279,9 @@ def _misfits(settings: Settings) -> Iterator[tuple[tuple[str | int, ...], str]]:
                 path,
                 f"{socket!r} has {length} bytes; the path of a Unix socket has at most {written.LONGEST_SOCKET_PATH}",
             )
-    if settings.operations.web_config is not None:
-        # Ignored, it would leave somebody who asked for TLS with plain HTTP.
-        yield ("operations", "web_config"), "is not served by this version: put TLS in front of the operations listener"
+    health, listen = settings.operations.health_listen, settings.operations.listen
+    if health is not None and health.port != 0 and health in (listen, settings.gate.listen):
+        yield ("operations", "health_listen"), f"{health} is taken by another listener; choose a port of its own"
     if settings.gate.socket == settings.control.socket:
         yield ("control", "socket"), "is also the gate's socket: whoever reaches the control socket owns the switch"
 
@@ -362,6 +363,7 @@ class _Builder:
         return Operations(
             listen=_listen(section.listen),
             hosts=section.hosts,
+            health_listen=None if section.health_listen is None else _listen(section.health_listen),
             web_config=self._place(section.web_config),
             tokens_file=self._place(section.tokens_file),
         )

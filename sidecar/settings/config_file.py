@@ -188,10 +188,15 @@ class OperationsSection(Section):
     hosts: tuple[Annotated[str, from_text(_host), json_text("host name")], ...] = Field(
         default=(), description="Names under which it may be called, beside IP addresses and localhost."
     )
+    health_listen: Address | None = Field(
+        default=None,
+        description="Address of a second listener with health alone, in plain HTTP: for probes, where `web_config` "
+        "requires client certificates, which a kubelet does not have.",
+    )
     web_config: FilePath | None = Field(
         default=None,
-        description="TLS and basic authentication in the format of Prometheus' exporters. Refused by this version, "
-        "which does not serve it yet.",
+        description="File with TLS, client certificates and basic auth in the format of Prometheus' exporters; see "
+        "below. Read again when it or a certificate changes.",
     )
     tokens_file: FilePath | None = Field(
         default=None,

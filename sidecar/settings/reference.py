@@ -12,6 +12,7 @@ from typing import Any
 from sidecar.settings.config_file import ConfigFile
 from sidecar.settings.fields import Section
 from sidecar.settings.rule_models import MODELS, GroupSection, NoDataSection, ProbeSection, RuleFile, StepSection
+from sidecar.settings.web_config import WebConfigFile
 
 _INTRODUCTION = """\
 # Configuration
@@ -45,10 +46,24 @@ denies with `not_ready`. A file with several names, as in a mounted ConfigMap, i
 """
 
 
+_WEB_INTRODUCTION = """\
+## Web configuration file
+
+What `operations.web_config` names: the file that Prometheus and its exporters take as `--web.config.file`. Relative
+paths in it count from its folder; it takes no variables. A change of the file or of a certificate counts with the next
+handshake and the next request; one that cannot be used leaves the last good one in force and shows in the status. TLS
+and basic auth as such are turned on and off by a restart only. At the start a file that cannot be used ends the process
+with 1. What users and tokens may do, and examples, stand in [SECURITY.md](SECURITY.md).
+"""
+
+
 def configuration_markdown() -> str:
     """The whole reference, as `docs/CONFIGURATION.md` holds it."""
     parts = [_INTRODUCTION, "## Keys\n"]
     parts.extend(_sections(config_schema(), "", 3))
+    parts.append(_WEB_INTRODUCTION)
+    parts.append(_table(_schema(WebConfigFile)))
+    parts.extend(_sections(_schema(WebConfigFile), "", 3))
     parts.append(_RULES_INTRODUCTION.replace("# Rule files", "## Rule files"))
     parts.append("### `groups`\n\n" + _table(_schema(GroupSection)))
     shared = set.intersection(*(set(model.keys()) for model in MODELS.values()))
@@ -72,12 +87,18 @@ def rules_schema() -> dict[str, Any]:
     return {"$schema": _DIALECT, "title": "killswitch-sidecar rule file"} | _schema(RuleFile)
 
 
+def web_schema() -> dict[str, Any]:
+    """JSON Schema of the web configuration file."""
+    return {"$schema": _DIALECT, "title": "killswitch-sidecar web configuration"} | _schema(WebConfigFile)
+
+
 def files() -> dict[str, str]:
     """What this module generates: path from the top of the repository, and content."""
     return {
         "docs/CONFIGURATION.md": configuration_markdown(),
         "docs/schema/config.schema.json": json.dumps(config_schema(), indent=2, ensure_ascii=False) + "\n",
         "docs/schema/rules.schema.json": json.dumps(rules_schema(), indent=2, ensure_ascii=False) + "\n",
+        "docs/schema/web.schema.json": json.dumps(web_schema(), indent=2, ensure_ascii=False) + "\n",
     }
 
 

@@ -675,7 +675,14 @@ async def test_every_answer_has_the_security_headers_and_head_has_no_body(start:
     assert response.body == b""
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
-    assert response.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert response.headers["X-Frame-Options"] == "DENY"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    assert response.headers["Server"] == "killswitch"
+    policy = response.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert not [name for name in response.headers if name.startswith("Access-Control")]
 
 
 @pytest.mark.parametrize(
@@ -698,17 +705,30 @@ async def test_what_is_no_request_or_too_large_a_head_is_400_and_closed(
     assert b"nosniff" in answer
 
 
-async def test_one_connection_too_many_is_closed_at_once_and_the_others_go_on(start: Callable[..., Any]) -> None:
+LIVE = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+async def test_for_one_connection_too_many_the_one_that_has_waited_longest_makes_room(
+    start: Callable[..., Any],
+) -> None:
     listening = await start(limits=OperationsLimits(connections=2))
     first, second = [await asyncio.open_connection(*listening.address) for _ in range(2)]
     await asyncio.sleep(0.05)
-    assert await raw(listening, b"") == b""
-    for reader, writer in (first, second):
-        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+    assert (await raw(listening, LIVE)).startswith(b"HTTP/1.1 200")
+    assert await first[0].read() == b""
+    second[1].write(LIVE)
+    assert (await second[0].read()).startswith(b"HTTP/1.1 200")
+    for _, writer in (first, second):
         writer.close()
-    await asyncio.sleep(0.05)
-    assert (await listening.ask("GET", "/livez")).status == 200
+
+
+async def test_a_connection_that_is_being_answered_never_makes_room(start: Callable[..., Any]) -> None:
+    listening = await start(limits=OperationsLimits(connections=1))
+    async with listening.tcp.get(f"http://127.0.0.1:{listening.address[1]}/api/v1/events") as response:
+        await read_event(response.content)
+        assert await raw(listening, b"") == b""
+        listening.desk.events.put_nowait(("status", {"still": "there"}))
+        assert (await read_event(response.content))[1] == {"still": "there"}
 
 
 async def test_a_connection_that_never_asks_is_closed(start: Callable[..., Any]) -> None:

@@ -7,6 +7,7 @@ permissions are the credential. Decides nothing about the switch; all of that is
 from sidecar.adapters.operations_http.desk import Desk, ReceivedAlert, Waive
 from sidecar.adapters.operations_http.server import OperationsLimits, OperationsServer
 from sidecar.adapters.operations_http.tokens import Role, Token, TokensFile
+from sidecar.adapters.operations_http.web_access import WebAccess
 from sidecar.adapters.operations_http.webhook import WebhookAccess
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "Token",
     "TokensFile",
     "Waive",
+    "WebAccess",
     "WebhookAccess",
 ]

@@ -1,10 +1,11 @@
-"""The two ways in: TCP, where host, origin and token are looked at, and the control socket, where reaching it suffices.
+"""The ways in: TCP, where host, origin and credentials are looked at, health, and the control socket, which is private.
 
 Knows who may come in and by what name, not what they then ask for.
 """
 
+import base64
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, Protocol
@@ -12,8 +13,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from sidecar.adapters.operations_http.passwords import Passwords
 from sidecar.adapters.operations_http.problems import Problem
-from sidecar.adapters.operations_http.tokens import Role, TokensFile
+from sidecar.adapters.operations_http.tokens import Holder, Role, TokensFile
+from sidecar.adapters.operations_http.web_access import WebAccess
 from sidecar.adapters.operations_http.webhook import SENDER, WebhookAccess
 
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -73,6 +76,21 @@ class ControlDoor:
         return Caller()
 
 
+class HealthDoor:
+    """The listener for probes: nothing is asked but that it be called by a name of ours."""
+
+    def __init__(self, *, hosts: Collection[str]) -> None:
+        self._hosts = _names(hosts)
+
+    def check(self, request: web.BaseRequest) -> None:
+        """Refuse hosts that are not ours."""
+        _check_host(request, self._hosts)
+
+    async def admit(self, request: web.BaseRequest, role: Role | None) -> Caller:  # noqa: ARG002
+        """Let everybody in: nothing but health is behind this door."""
+        return Caller(trusted=False)
+
+
 class PublicDoor:
     """The TCP listener.
 
@@ -81,40 +99,50 @@ class PublicDoor:
             name was rebound to our address is none of them.
         tokens: whose tokens count; None leaves reading open and refuses every change.
         webhook: who else may send alerts.
+        access: whose basic auth users count. Where there are any, nobody comes in without a credential.
     """
 
-    def __init__(self, *, hosts: Collection[str], tokens: TokensFile | None, webhook: WebhookAccess) -> None:
-        self._hosts = frozenset(host.lower().rstrip(".") for host in hosts) | {"localhost"}
+    def __init__(
+        self,
+        *,
+        hosts: Collection[str],
+        tokens: TokensFile | None,
+        webhook: WebhookAccess,
+        access: WebAccess | None = None,
+    ) -> None:
+        self._hosts = _names(hosts)
         self._tokens = tokens
         self._webhook = webhook
+        self._access = access
+        self._passwords = Passwords()
 
     def check(self, request: web.BaseRequest) -> None:
         """Refuse hosts that are not ours, and changes that another site's page sends."""
-        header = _host_header(request)
-        match = _AUTHORITY.fullmatch(header)
-        if match is None:
-            raise Problem(400, f"Host: {header!r} is not host or host:port")
-        host = match["host"].strip("[]").lower().rstrip(".")
-        if host not in self._hosts and not _is_address(host):
-            raise Problem(421, f"{host!r} is no name of this sidecar; use an IP address or add it to operations.hosts")
+        header = _check_host(request, self._hosts)
         _check_origin(request, header)
 
     async def admit(self, request: web.BaseRequest, role: Role | None) -> Caller:
-        """Ask for a token where the role needs one."""
+        """Ask for a credential where the role needs one, and for any at all where there are users."""
+        if self._access is not None:
+            await self._access.refresh()
+        holder = await self._holder(request) if self._users else None
         if role is None:
             return Caller()
         if role is Role.WEBHOOK:
             return await self._admit_alerts(request)
-        if self._tokens is None:
-            if role is Role.VIEWER:
-                return Caller()
+        if self._tokens is None and role is not Role.VIEWER:
             raise Problem(403, _HINT)
-        token = await self._tokens.holder(_bearer(request))
-        if token is None:
-            raise _unauthorized("this token is not in operations.tokens_file", error="invalid_token")
-        if not token.may(role):
-            raise Problem(403, f"the token of {token.name!r} lacks the role {role}")
-        return Caller(name=token.name)
+        if self._tokens is None and holder is None:
+            return Caller()
+        return _caller(holder or await self._holder(request), role)
+
+    def stop(self) -> None:
+        """Give back what checks passwords."""
+        self._passwords.stop()
+
+    @property
+    def _users(self) -> Mapping[str, str]:
+        return {} if self._access is None else self._access.config.users
 
     async def _admit_alerts(self, request: web.BaseRequest) -> Caller:
         # Where alerts are taken from anybody, a wrong token is no reason to refuse a stop; it only proves nothing.
@@ -128,15 +156,50 @@ class PublicDoor:
     async def _sender(self, request: web.BaseRequest) -> Caller:
         if self._tokens is None and not self._webhook.has_token:
             raise Problem(403, _NO_WEBHOOK)
-        text = _bearer(request)
+        return _caller(await self._holder(request), Role.WEBHOOK)
+
+    async def _holder(self, request: web.BaseRequest) -> Holder:
+        """Whose credential came with the request; raise Problem 401 for none, two, or an unknown one."""
+        scheme, text = _credentials(request)
+        if scheme == "basic" and self._users:
+            return await self._user(text)
+        # To offer basic auth to a page that came with a token would make the browser ask for a password.
+        offered = self._users if scheme != "bearer" else {}
+        if scheme != "bearer" or not text:
+            raise _unauthorized("send one header Authorization: Bearer <token>", offered)
         if await self._webhook.accepts(text):
-            return Caller(name=SENDER)
+            return Holder(name=SENDER, roles=frozenset({Role.WEBHOOK}))
         token = None if self._tokens is None else await self._tokens.holder(text)
         if token is None:
-            raise _unauthorized("this token is not the webhook's", error="invalid_token")
-        if not token.may(Role.WEBHOOK):
-            raise Problem(403, f"the token of {token.name!r} lacks the role {Role.WEBHOOK}")
-        return Caller(name=token.name)
+            raise _unauthorized("this token is not known here", offered, error="invalid_token")
+        return token
+
+    async def _user(self, text: str) -> Holder:
+        name, colon, password = _decoded(text).partition(":")
+        if not colon or not await self._passwords.are_right(self._users, name, password):
+            raise _unauthorized("user and password are not among basic_auth_users", self._users)
+        return Holder(name=name, roles=frozenset({Role.VIEWER}))
+
+
+def _caller(holder: Holder, role: Role) -> Caller:
+    if not holder.may(role):
+        raise Problem(403, f"{holder.name!r} lacks the role {role}")
+    return Caller(name=holder.name)
+
+
+def _names(hosts: Collection[str]) -> frozenset[str]:
+    return frozenset(host.lower().rstrip(".") for host in hosts) | {"localhost"}
+
+
+def _check_host(request: web.BaseRequest, hosts: Collection[str]) -> str:
+    header = _host_header(request)
+    match = _AUTHORITY.fullmatch(header)
+    if match is None:
+        raise Problem(400, f"Host: {header!r} is not host or host:port")
+    host = match["host"].strip("[]").lower().rstrip(".")
+    if host not in hosts and not _is_address(host):
+        raise Problem(421, f"{host!r} is no name of this sidecar; use an IP address or add it to operations.hosts")
+    return header
 
 
 def _host_header(request: web.BaseRequest) -> str:
@@ -163,15 +226,24 @@ def _check_origin(request: web.BaseRequest, host: str) -> None:
             raise Problem(403, f"the page of {origin!r} may not change anything at {host!r}")
 
 
-def _bearer(request: web.BaseRequest) -> str:
-    credentials = request.headers.getall("Authorization", [])
-    if len(credentials) == 1:
-        scheme, _, token = credentials[0].partition(" ")
-        if scheme.lower() == "bearer" and token.strip():
-            return token.strip()
-    raise _unauthorized("send one header Authorization: Bearer <token>")
+def _credentials(request: web.BaseRequest) -> tuple[str, str]:
+    """Scheme in lower case and what follows it; empty where there is not exactly one such header."""
+    sent = request.headers.getall("Authorization", [])
+    if len(sent) != 1:
+        return "", ""
+    scheme, _, text = sent[0].partition(" ")
+    return scheme.lower(), text.strip()
 
 
-def _unauthorized(detail: str, *, error: str | None = None) -> Problem:
-    challenge = 'Bearer realm="killswitch"' + (f', error="{error}"' if error else "")
-    return Problem(401, detail, headers={"WWW-Authenticate": challenge})
+def _decoded(text: str) -> str:
+    try:
+        return base64.b64decode(text, validate=True).decode("utf-8")
+    except ValueError:  # binascii.Error and UnicodeDecodeError are some
+        return ""
+
+
+def _unauthorized(detail: str, users: Collection[str], *, error: str | None = None) -> Problem:
+    challenges = ['Bearer realm="killswitch"' + (f', error="{error}"' if error else "")]
+    if users:
+        challenges.append('Basic realm="killswitch", charset="UTF-8"')
+    return Problem(401, detail, headers=[("WWW-Authenticate", challenge) for challenge in challenges])

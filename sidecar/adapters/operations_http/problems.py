@@ -5,13 +5,16 @@ The one place where the project's error tree meets status codes.
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from math import ceil
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any
 
 from aiohttp import web
+from multidict import CIMultiDict
 
+from sidecar.adapters.operations_http.headers import dress
 from sidecar.core.errors import (
     ApprovalError,
     InvalidTransition,
@@ -25,13 +28,6 @@ from sidecar.core.errors import (
 
 log = logging.getLogger("sidecar.operations")
 
-SECURITY_HEADERS: Final[Mapping[str, str]] = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
-"""On every answer, good or bad."""
-
 _SHOWN_WITH_NOT_DURABLE = ("switch", "state", "restriction", "position_limit_factor", "epoch")
 
 
@@ -41,7 +37,7 @@ class Problem(Exception):  # noqa: N818 - the RFC's own word
     Attributes:
         status: HTTP status code.
         detail: one sentence for a person: what was seen, what was wanted, what to do.
-        headers: further headers of the answer.
+        headers: further headers of the answer; a list of pairs where one occurs twice.
         extra: further members of the document.
     """
 
@@ -50,17 +46,17 @@ class Problem(Exception):  # noqa: N818 - the RFC's own word
         status: int,
         detail: str,
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
         extra: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
-        self.headers = dict(headers or {})
+        self.headers = CIMultiDict(headers)
         self.extra = dict(extra or {})
 
-    def response(self) -> web.Response:
-        """The answer to send."""
+    def response(self, further: Mapping[str, str] = MappingProxyType({})) -> web.Response:
+        """The answer to send, with these headers of the configuration beside those that every answer has."""
         document = {
             **self.extra,
             "type": "about:blank",
@@ -68,12 +64,14 @@ class Problem(Exception):  # noqa: N818 - the RFC's own word
             "status": self.status,
             "detail": self.detail,
         }
-        return web.Response(
+        response = web.Response(
             status=self.status,
             body=json.dumps(document).encode(),
             content_type="application/problem+json",
-            headers={**SECURITY_HEADERS, **self.headers},
+            headers=self.headers,
         )
+        dress(response.headers, further)
+        return response
 
 
 def problem_of(error: Exception, status: Callable[[], Mapping[str, Any]]) -> Problem:

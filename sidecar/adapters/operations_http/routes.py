@@ -6,6 +6,7 @@ Bodies and parameters are read by `questions`, callers let in by a `Door`; no de
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +15,9 @@ from aiohttp import web
 from sidecar.adapters.operations_http.desk import Desk
 from sidecar.adapters.operations_http.doors import Caller, Door
 from sidecar.adapters.operations_http.exposition import Exposition
-from sidecar.adapters.operations_http.problems import SECURITY_HEADERS, Problem, problem_of
+from sidecar.adapters.operations_http.headers import dress
+from sidecar.adapters.operations_http.listener import Connection
+from sidecar.adapters.operations_http.problems import Problem, problem_of
 from sidecar.adapters.operations_http.questions import (
     BODY_BYTES,
     ApprovalQuestion,
@@ -27,7 +30,11 @@ from sidecar.adapters.operations_http.questions import (
 )
 from sidecar.adapters.operations_http.streams import Streams
 from sidecar.adapters.operations_http.tokens import Role
+from sidecar.adapters.operations_http.web_access import WebAccess
 from sidecar.adapters.operations_http.webhook import WebhookQuestion, read_payload
+
+HEALTH_PATHS: Final = frozenset({"/-/healthy", "/-/ready", "/livez", "/readyz"})
+"""Open to whoever reaches a listener: a kubelet has no credentials."""
 
 _WELCOME: Final = "killswitch: status at /api/v1/status\nmetrics at /metrics\n"
 
@@ -228,13 +235,16 @@ class Routes:
         return _json({"reloaded": True})
 
 
-def application(routes: tuple[Route, ...], door: Door, desk: Desk, *, seconds: float) -> web.Application:
+def application(
+    routes: tuple[Route, ...], door: Door, desk: Desk, *, access: WebAccess | None, seconds: float
+) -> web.Application:
     """Put the routes behind a door.
 
     Args:
         routes: what there is.
         door: who may come in.
         desk: asked for its status where an error has to show it.
+        access: names further headers of every answer; None has none.
         seconds: how long an answer may take to be made, and again to be sent.
     """
 
@@ -242,19 +252,22 @@ def application(routes: tuple[Route, ...], door: Door, desk: Desk, *, seconds: f
     async def guard(
         request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        try:
-            door.check(request)
-            return await handler(request)
-        except ConnectionError:
-            raise  # the caller is gone: there is nobody to answer
-        except Exception as error:  # noqa: BLE001 - every error becomes a problem document; defects are logged there
-            return problem_of(error, desk.status).response()
+        with _answering(request):
+            try:
+                door.check(request)
+                if request.match_info.http_exception is not None and request.path not in HEALTH_PATHS:
+                    await door.admit(request, None)  # what there is not is no business of strangers either
+                return await handler(request)
+            except ConnectionError:
+                raise  # the caller is gone: there is nobody to answer
+            except Exception as error:  # noqa: BLE001 - every error becomes a problem document; defects are logged there
+                return problem_of(error, desk.status).response()
 
-    async def dress(_request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(SECURITY_HEADERS)
+    async def dress_answer(_request: web.Request, response: web.StreamResponse) -> None:
+        dress(response.headers, {} if access is None else access.config.headers)
 
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
-    app.on_response_prepare.append(dress)
+    app.on_response_prepare.append(dress_answer)
     for route in routes:
         add = app.router.add_get if route.method == "GET" else _adder(app, route.method)
         add(route.path, _endpoint(route, door, desk, seconds))
@@ -281,7 +294,14 @@ def _endpoint(
     return endpoint
 
 
+def _answering(request: web.Request) -> AbstractContextManager[None]:
+    connection = request.protocol
+    return connection.answering() if isinstance(connection, Connection) else nullcontext()
+
+
 async def _admitted(request: web.Request, route: Route, door: Door, desk: Desk) -> Caller:
+    if route.path in HEALTH_PATHS:
+        return Caller(trusted=False)
     try:
         return await door.admit(request, route.role)
     except Problem:

@@ -19,12 +19,13 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from sidecar.adapters.operations_http.desk import Desk
-from sidecar.adapters.operations_http.doors import ControlDoor, Door, PublicDoor
+from sidecar.adapters.operations_http.doors import ControlDoor, Door, HealthDoor, PublicDoor
 from sidecar.adapters.operations_http.exposition import Exposition
-from sidecar.adapters.operations_http.problems import Problem
-from sidecar.adapters.operations_http.routes import Routes, application
+from sidecar.adapters.operations_http.listener import Connection, Listener, Roster
+from sidecar.adapters.operations_http.routes import HEALTH_PATHS, Route, Routes, application
 from sidecar.adapters.operations_http.streams import Streams
 from sidecar.adapters.operations_http.tokens import TokensFile
+from sidecar.adapters.operations_http.web_access import WebAccess
 from sidecar.adapters.operations_http.webhook import WebhookAccess
 
 log = logging.getLogger("sidecar.operations")
@@ -39,7 +40,8 @@ class OperationsLimits:
     """What callers may use.
 
     Attributes:
-        connections: open at once on each of the two ways in; one more is closed at once.
+        connections: open at once on each way in; for one more, the one that has waited longest for its next request is
+            closed.
         streams: event streams open at once.
         answer_seconds: for an answer to be made, and again to be sent.
         idle_seconds: a connection without a whole request is closed after this time.
@@ -70,6 +72,7 @@ class OperationsServer:
         hosts: names under which the TCP listener may be called, beside IP addresses and localhost.
         tokens_file: path of the credentials of the TCP listener; None leaves reading open and refuses every change.
         webhook: who may send alerts beside those with a token; by default nobody.
+        access: TLS, basic auth and headers of the TCP listener, loaded; None serves plain HTTP.
         limits: what callers may use.
         wall: the time in Unix seconds.
     """
@@ -82,6 +85,7 @@ class OperationsServer:
         hosts: Collection[str] = (),
         tokens_file: str | Path | None = None,
         webhook: WebhookAccess | None = None,
+        access: WebAccess | None = None,
         limits: OperationsLimits | None = None,
         wall: Callable[[], float] = time,
     ) -> None:
@@ -90,6 +94,7 @@ class OperationsServer:
         self._hosts = hosts
         self._tokens = None if tokens_file is None else TokensFile(tokens_file)
         self._webhook = webhook or WebhookAccess()
+        self._access = access
         self._streams = Streams(
             desk,
             limit=self._limits.streams,
@@ -98,29 +103,42 @@ class OperationsServer:
         )
         self._routes = Routes(desk=desk, exposition=Exposition(registry), streams=self._streams, wall=wall).table()
         self._runners: list[web.AppRunner] = []
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
+        self._doors: list[PublicDoor] = []
+        self._control: asyncio.Server | None = None
         self._bound: tuple[Path, int] | None = None
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the credentials, for the status; empty while nothing is."""
-        found = (self._tokens.problem if self._tokens else None, self._webhook.problem)
+        sources = (self._access, self._tokens, self._webhook)
+        found = (source.problem for source in sources if source is not None)
         return tuple(problem for problem in found if problem is not None)
 
     async def refresh(self) -> None:
         """Look at the credentials now and not with the next request. Never raises: see `problems`."""
-        await self._webhook.refresh()
-        if self._tokens is not None:
-            await self._tokens.refresh()
+        for source in (self._access, self._tokens, self._webhook):
+            if source is not None:
+                await source.refresh()
 
     async def start_tcp(self, host: str, port: int) -> tuple[str, int]:
         """Listen on a TCP address; return the one bound, of use where port was 0. Raise OSError."""
         await self.refresh()
-        accept = await self._accept(PublicDoor(hosts=self._hosts, tokens=self._tokens, webhook=self._webhook))
-        server = await asyncio.get_running_loop().create_server(accept, host, port, backlog=_BACKLOG)
-        self._servers.append(server)
-        bound: tuple[str, int] = server.sockets[0].getsockname()[:2]
-        return bound
+        door = PublicDoor(hosts=self._hosts, tokens=self._tokens, webhook=self._webhook, access=self._access)
+        self._doors.append(door)
+        return await self._listen(host, port, await self._accept(door, self._routes, self._access), self._access)
+
+    async def start_health(self, host: str, port: int) -> tuple[str, int]:
+        """Listen on a TCP address for probes: health alone, in plain HTTP. Return the one bound. Raise OSError."""
+        routes = tuple(route for route in self._routes if route.path in HEALTH_PATHS)
+        return await self._listen(host, port, await self._accept(HealthDoor(hosts=self._hosts), routes, None), None)
+
+    async def _listen(
+        self, host: str, port: int, connect: Callable[[], asyncio.Protocol], access: WebAccess | None
+    ) -> tuple[str, int]:
+        listener = Listener(connect, access)
+        self._listeners.append(listener)
+        return await listener.open(host, port)
 
     async def start_control(self, path: str | Path) -> None:
         """Listen on a Unix socket that only this user may connect to, in a folder made for this user alone.
@@ -131,44 +149,47 @@ class OperationsServer:
         path = Path(path)
         path.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
         _remove_stale(path)
-        accept = await self._accept(ControlDoor())
+        accept = await self._accept(ControlDoor(), self._routes, None)
         listener = _bind(path)
         try:
-            server = await asyncio.get_running_loop().create_unix_server(accept, sock=listener, backlog=_BACKLOG)
+            loop = asyncio.get_running_loop()
+            self._control = await loop.create_unix_server(accept, sock=listener, backlog=_BACKLOG)
         except BaseException:
             listener.close()
             raise
-        self._servers.append(server)
         self._bound = (path, path.lstat().st_ino)
 
     async def stop(self) -> None:
         """Stop listening, let answers under way go out for a moment, then close what remains."""
         self._remove_bound()
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            await listener.close()
+        if self._control is not None:
+            self._control.close()
         self._streams.stop()
         for runner in self._runners:
             await runner.cleanup()
-        for server in self._servers:
-            await server.wait_closed()
-        self._servers.clear()
+        for door in self._doors:
+            door.stop()
+        if self._control is not None:
+            await self._control.wait_closed()
+            self._control = None
+        self._listeners.clear()
         self._runners.clear()
+        self._doors.clear()
 
-    async def _accept(self, door: Door) -> Callable[[], asyncio.Protocol]:
-        app = application(self._routes, door, self._desk, seconds=self._limits.answer_seconds)
+    async def _accept(
+        self, door: Door, routes: tuple[Route, ...], access: WebAccess | None
+    ) -> Callable[[], asyncio.Protocol]:
+        app = application(routes, door, self._desk, access=access, seconds=self._limits.answer_seconds)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=self._limits.stop_seconds)
         await runner.setup()
         self._runners.append(runner)
         manager = runner.server
         if manager is None:
             raise RuntimeError("aiohttp's runner has no server after its setup")
-        loop, most = asyncio.get_running_loop(), self._limits.connections
-        options = self._connection_options()
-
-        def accept() -> asyncio.Protocol:
-            return _Turned() if len(manager.connections) >= most else _Connection(manager, loop=loop, **options)
-
-        return accept
+        loop, roster, options = asyncio.get_running_loop(), Roster(self._limits.connections), self._connection_options()
+        return lambda: Connection(manager, roster, access, loop=loop, **options)
 
     def _connection_options(self) -> dict[str, Any]:
         return {
@@ -193,47 +214,6 @@ class OperationsServer:
                 path.unlink()
         except FileNotFoundError:
             return
-
-
-class _Connection(web.RequestHandler):
-    """A connection whose protocol errors are problem documents too."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - may quote what was sent
-    ) -> web.StreamResponse:
-        """Answer what could not even be read as a request, and close."""
-        if status < 500:
-            log.debug("operations.bad_request", extra={"fields": {"error": repr(exc)}})
-            problem = Problem(
-                status, "this is no HTTP/1.1 request, has not exactly one Host header, or its head is too large"
-            )
-        elif isinstance(exc, ConnectionError):
-            # The caller went away in the middle of an answer, as every reader of events does at its end: no failure.
-            log.debug("operations.caller_gone", extra={"fields": {"error": repr(exc)}})
-            problem = Problem(500, "the connection was lost")
-        else:
-            log.error("operations.request_failed", exc_info=exc)
-            problem = Problem(status, "an internal error; the log has the details")
-        if request.writer.output_size > 0:
-            raise ConnectionError("part of the answer is sent already")
-        response = problem.response()
-        response.force_close()
-        return response
-
-
-class _Turned(asyncio.Protocol):
-    """A connection too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Close it at once."""
-        log.warning("operations.connection_refused", extra={"fields": {"message": "too many connections are open"}})
-        transport.close()
 
 
 def _bind(path: Path) -> socket.socket:

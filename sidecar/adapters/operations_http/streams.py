@@ -13,7 +13,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from sidecar.adapters.operations_http.desk import Desk
-from sidecar.adapters.operations_http.problems import SECURITY_HEADERS, Problem
+from sidecar.adapters.operations_http.problems import Problem
 
 _QUEUED_EVENTS: Final = 256
 
@@ -42,7 +42,7 @@ class Streams:
         """Send every event of the desk, which begins with a status, until either end has enough."""
         if self._stopping or len(self._open) >= self._limit:
             raise Problem(503, f"{len(self._open)} event streams are open already; at most {self._limit}")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **SECURITY_HEADERS})
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         response.force_close()
         await response.prepare(request)
         if request.method == "HEAD":

@@ -50,22 +50,27 @@ _INCLUDES: Final = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Token:
-    """One entry of the file.
+class Holder:
+    """Somebody whom a credential proves.
 
     Attributes:
         name: whom the audit names.
-        roles: as written.
-        digest: SHA-256 of the token's text.
+        roles: as given.
     """
 
     name: str
     roles: frozenset[Role]
-    digest: bytes = field(repr=False)
 
     def may(self, role: Role) -> bool:
         """Whether one of its roles is this one or includes it."""
         return any(role in own.includes for own in self.roles)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Token(Holder):
+    """One entry of the file; `digest` is the SHA-256 of the token's text."""
+
+    digest: bytes = field(repr=False)
 
 
 class TokensFile:
