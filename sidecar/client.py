@@ -49,6 +49,9 @@ REASON_CODES: Final = frozenset(
     }
 )  # fmt: skip
 _LONGEST_TIMEOUT: Final = 60.0
+# The reasons with which a sidecar allows what is asked here. `cancel` is none of them: nobody asks about cancels, so
+# an answer about one answers a question that something on the way has changed.
+_ALLOWING: Final = frozenset({"active", "disabled", "shadow", "reducing"})
 # The sidecar lives and denies because it cannot vouch for what it knows: the factor beside such an answer is no factor.
 _NOT_VOUCHED_FOR: Final = frozenset({"not_ready", "stale", "internal_error"})
 
@@ -688,7 +691,8 @@ class _PageReader:
             how = "0: the sidecar stopped or just started" if heartbeat == 0 else f"{age / 1e6:.1f} ms old"
             raise _NoAnswerError(f"the heartbeat in {self._path} is {how}; the lease is {lease / 1e6:.1f} ms")
         standing = _standing(state=state, restriction=restriction, factor=factor, epoch=epoch)
-        free = standing.restriction == "none" and standing.factor > 0.0
+        # Exactly what `decide` lets pass without an order; anything more would answer the second check otherwise.
+        free = standing.restriction == "none" and standing.factor >= 1.0
         self._seen = (copy, heartbeat, lease, free)
         return standing
 
@@ -872,13 +876,16 @@ class _HttpSource:
         self._check_switch(_only(answer.headers, "X-Killswitch-Switch"))
         allowed = answer.status == http.client.OK
         code = _code(_only(answer.headers, "X-Killswitch-Reason"))
-        said = _message_in(answer) or f"the gate says {code}"
+        verdict, message = _said_in(answer)
+        restriction = _only(answer.headers, "X-Killswitch-Restriction")
+        if allowed:
+            _refuse_contradiction(verdict=verdict, code=code, restriction=restriction)
         return GateDecision(
             allowed=allowed,
             code=code,
-            message=said,
+            message=message or f"the gate says {code}",
             state=_only(answer.headers, "X-Killswitch-State"),
-            restriction=_only(answer.headers, "X-Killswitch-Restriction"),
+            restriction=restriction,
             factor=_factor(_only(answer.headers, "X-Killswitch-Factor")),
             switch=_only(answer.headers, "X-Killswitch-Switch"),
             decision_id=_only(answer.headers, "X-Killswitch-Decision-Id"),
@@ -1091,14 +1098,23 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def _message_in(answer: _Answer) -> str | None:
-    """Return the reason's message where the gate's answer has a body that says one; the headers decide, not this."""
+def _said_in(answer: _Answer) -> tuple[str, str | None]:
+    """Return decision and message of the gate's answer where its body says them; else what the status says, None."""
     try:
-        reason = _json_object(answer.body).get("reason")
+        said = _json_object(answer.body)
     except _BadAnswerError:
-        return None
+        return "allow" if answer.status == http.client.OK else "deny", None
+    reason = said.get("reason")
     message = reason.get("message") if isinstance(reason, dict) else None
-    return message if isinstance(message, str) else None
+    return str(said.get("decision")), message if isinstance(message, str) else None
+
+
+def _refuse_contradiction(*, verdict: str, code: str, restriction: str | None) -> None:
+    """Refuse an allow that says at the same time why it is none: it is not what our sidecar answered."""
+    if verdict != "allow" or code not in _ALLOWING or restriction == "halt":
+        raise _BadAnswerError(
+            f"the answer allows with decision {verdict!r:.80}, reason {code!r} and restriction {restriction!r:.80}"
+        )
 
 
 def _decision_of(said: object) -> GateDecision:
@@ -1108,6 +1124,9 @@ def _decision_of(said: object) -> GateDecision:
         raise _BadAnswerError(f"the answer's decision is {verdict!r:.80}; wanted 'allow' or 'deny'")
     reason = _field(said, "reason")
     code = _code(_text(_field(reason, "code")))
+    restriction = _text(_field(said, "restriction"))
+    if verdict == "allow":
+        _refuse_contradiction(verdict=verdict, code=code, restriction=restriction)
     most = _field(said, "max_quantity")
     epoch = _field(said, "epoch")
     return GateDecision(
@@ -1115,7 +1134,7 @@ def _decision_of(said: object) -> GateDecision:
         code=code,
         message=_text(_field(reason, "message")) or f"the gate says {code}",
         state=_text(_field(said, "state")),
-        restriction=_text(_field(said, "restriction")),
+        restriction=restriction,
         factor=_factor(_field(said, "position_limit_factor")),
         switch=_text(_field(said, "switch")),
         decision_id=_text(_field(said, "decision_id")),

@@ -94,12 +94,29 @@ def test_a_restriction_denies_at_once_and_its_end_allows_at_once(
 def test_a_throttled_page_wants_to_know_the_size_of_an_order(page: StatePage, path: Path) -> None:
     publish(page, factor=0.5)
     gate = ExecutionGate(page=path)
-    with pytest.raises(TradingBlockedError) as blocked:
-        gate.check_can_execute()
-    assert blocked.value.decision.code == "blind_order"
+    for _ in range(3):  # the second look finds the page unchanged, which must not be a way round
+        assert refused(gate).code == "blind_order"
     sized = {"symbol": "A", "side": "buy", "quantity": 5, "position": 0, "position_limit": 10}
     assert gate.check_can_execute(sized)
     assert gate.position_limit_factor == 0.5
+
+
+@pytest.mark.parametrize("state", range(4))
+@pytest.mark.parametrize("restriction", range(3))
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0])
+def test_an_unchanged_page_gets_the_same_answer_again_in_every_state(
+    page: StatePage, path: Path, state: int, restriction: int, factor: float
+) -> None:
+    publish(page, state=state, restriction=restriction, factor=factor)
+    gate = ExecutionGate(page=path)
+    answers = {gate.get_block_reason()}
+    for _ in range(3):
+        try:
+            gate.check_can_execute()
+            answers.add(None)
+        except TradingBlockedError as blocked:
+            answers.add(str(blocked))
+    assert len(answers) == 1
 
 
 def test_a_switch_in_shadow_mode_does_not_block(page: StatePage, path: Path) -> None:
