@@ -253,7 +253,8 @@ class Application:
         self._open_page()
         stack.callback(self._close_page)
         self.keeper.publish()
-        self.gate_address = await self.gate.start_tcp(gate.listen.host, gate.listen.port)
+        if gate.listen is not None:
+            self.gate_address = await self.gate.start_tcp(gate.listen.host, gate.listen.port)
         stack.push_async_callback(self.gate.stop, 1.0)
         await self.gate.start_unix(run_path(gate.socket, self.environ))
         await self._load_web_access()
@@ -752,4 +753,4 @@ def _outcome(task: "asyncio.Task[Any]") -> str:
 
 
 def _text(address: tuple[str, int] | None) -> str:
-    return "" if address is None else f"{address[0]}:{address[1]}"
+    return "off" if address is None else f"{address[0]}:{address[1]}"

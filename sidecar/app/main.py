@@ -19,8 +19,15 @@ from sidecar.settings.config import Settings, load_settings
 log = logging.getLogger("sidecar.main")
 
 
-def serve(config_path: str | None, environ: Mapping[str, str]) -> int:
-    """Run the sidecar until SIGTERM or SIGINT; return 0 after an orderly stop, 1 where it could not start."""
+def serve(config_path: str | None, environ: Mapping[str, str], *, linger: float = 0.0) -> int:
+    """Run the sidecar until SIGTERM or SIGINT; return 0 after an orderly stop, 1 where it could not start.
+
+    Args:
+        config_path: None looks where `load_settings` says.
+        environ: the environment to take variables from.
+        linger: seconds that everything goes on after the first SIGTERM. Containers of a pod get it all at once, and a
+            bot that flattens then still has to ask. A second signal, or SIGINT, ends it at once.
+    """
     try:
         settings = load_settings(config_path, environ)
     except SettingsError as error:
@@ -28,12 +35,12 @@ def serve(config_path: str | None, environ: Mapping[str, str]) -> int:
         return 1
     logs = Logs(level=settings.logging.level, form=settings.logging.format)
     try:
-        return uvloop.run(_serve(settings, environ))
+        return uvloop.run(_serve(settings, environ, linger))
     finally:
         logs.stop()
 
 
-async def _serve(settings: Settings, environ: Mapping[str, str]) -> int:
+async def _serve(settings: Settings, environ: Mapping[str, str], linger: float) -> int:
     watchdog, connectivity = Watchdog(), ConnectivityProbes()
     try:
         app = Application(
@@ -42,7 +49,7 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> int:
             clock=SystemClock(),
             probes={"watchdog": watchdog.probe, "connectivity": connectivity.probe},
         )
-        _handle_signals(app)
+        _handle_signals(app, linger)
         await app.run()
     except (AnotherSidecar, KillswitchError) as error:
         log.critical("sidecar.cannot_start", extra={"fields": {"error": str(error)}})
@@ -55,7 +62,7 @@ async def _serve(settings: Settings, environ: Mapping[str, str]) -> int:
     return 0
 
 
-def _handle_signals(app: Application) -> None:
+def _handle_signals(app: Application, linger: float) -> None:
     loop = asyncio.get_running_loop()
     background: set[asyncio.Task[None]] = set()
 
@@ -70,6 +77,11 @@ def _handle_signals(app: Application) -> None:
         background.add(task)
         task.add_done_callback(background.discard)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, app.stop)
+    def on_terminate() -> None:
+        loop.add_signal_handler(signal.SIGTERM, app.stop)
+        log.info("sidecar.lingering", extra={"fields": {"seconds": linger}})
+        loop.call_later(linger, app.stop)
+
+    loop.add_signal_handler(signal.SIGTERM, on_terminate if linger > 0 else app.stop)
+    loop.add_signal_handler(signal.SIGINT, app.stop)
     loop.add_signal_handler(signal.SIGHUP, on_hangup)

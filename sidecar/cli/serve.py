@@ -2,22 +2,49 @@
 
 import json
 import os
+from typing import Final
 
 import click
 
 from sidecar.cli.context import Command, Context, examples, pass_context
 from sidecar.version import __version__
 
+LONGEST_LINGER: Final = 3600.0
+"""Seconds; longer than any pod's termination grace period makes sense."""
 
-@click.command(cls=Command, epilog=examples("killswitch serve", "killswitch serve --config ./config.yaml"))
+
+def _linger(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
+    from sidecar.settings.quantities import parse_duration  # pulls in pydantic, which other commands do without
+
+    try:
+        seconds = parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if seconds > LONGEST_LINGER:
+        raise click.BadParameter(f"{value!r} is longer than an hour; a pod is killed long before")
+    return seconds
+
+
+@click.command(
+    cls=Command,
+    epilog=examples("killswitch serve", "killswitch serve --config ./config.yaml", "killswitch serve --linger 20s"),
+)
+@click.option(
+    "--linger",
+    metavar="DURATION",
+    default="0s",
+    show_default=True,
+    callback=_linger,
+    help="Go on for so long after the first SIGTERM: a bot that flattens still asks the gate.",
+)
 @pass_context
-def serve(context: Context) -> None:
+def serve(context: Context, *, linger: float) -> None:
     """Run the sidecar until it is told to stop."""
     from sidecar.app.main import serve as run  # the server's libraries take a quarter of a second
 
     if context.socket:
         os.environ["KILLSWITCH_SOCKET"] = context.socket
-    raise SystemExit(run(context.config_path, os.environ))
+    raise SystemExit(run(context.config_path, os.environ, linger=linger))
 
 
 @click.command(cls=Command, epilog=examples("killswitch demo --keep-running"))

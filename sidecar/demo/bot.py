@@ -181,12 +181,13 @@ def trade(bot: Bot, lines: "SimpleQueue[str | None]") -> None:
             bot.obey(line)
 
 
-def _read_standard_input(lines: "SimpleQueue[str | None]") -> None:
+def _read_standard_input(lines: "SimpleQueue[str | None]", *, end_with_it: bool) -> None:
     # A file object of this thread's own: Python closes sys.stdin at its end, and would wait for the lock of this read.
     with open(0, encoding="utf-8", errors="replace", closefd=False) as stream:
         for line in stream:
             lines.put(line)
-    lines.put(None)  # whoever started the bot is gone
+    if end_with_it:
+        lines.put(None)  # whoever started the bot is gone
 
 
 def _arguments(argv: Sequence[str] | None) -> Any:
@@ -198,7 +199,11 @@ def _arguments(argv: Sequence[str] | None) -> Any:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--gate", metavar="URL", help="the gate's address, http://127.0.0.1:9780")
     where.add_argument("--gate-socket", metavar="PATH", help="the gate's Unix socket")
-    parser.add_argument("--metrics-port", type=int, default=0, help="on 127.0.0.1; 0 takes a free one (default)")
+    parser.add_argument("--metrics-address", default="127.0.0.1", help="where to export (default: 127.0.0.1)")
+    parser.add_argument("--metrics-port", type=int, default=0, help="port of it; 0 takes a free one (default)")
+    parser.add_argument(
+        "--until-signal", action="store_true", help="go on when standard input ends; a container may have none"
+    )
     parser.add_argument("--seed", type=int, default=7, help="of the price and the orders (default: 7)")
     return parser.parse_args(argv)
 
@@ -215,10 +220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     gate = ExecutionGate(url=options.gate, socket=options.gate_socket)
     bot = Bot(gate=gate, book=Book(seed=options.seed), metrics=metrics, out=sys.stdout)
     bot.export()
-    server, thread = start_http_server(options.metrics_port, addr="127.0.0.1", registry=registry)
+    server, thread = start_http_server(options.metrics_port, addr=options.metrics_address, registry=registry)
     try:
         bot.say("ready", metrics_port=server.server_port)
-        threading.Thread(target=_read_standard_input, args=(lines,), name="stdin", daemon=True).start()
+        ends = {"end_with_it": not options.until_signal}
+        threading.Thread(target=_read_standard_input, args=(lines,), kwargs=ends, name="stdin", daemon=True).start()
         trade(bot, lines)
     finally:
         server.shutdown()

@@ -97,7 +97,7 @@ class Listen:
 class Gate:
     """What answers the trading code; `lease` in seconds, the rest of its rules in `policy`."""
 
-    listen: Listen = Listen(host="127.0.0.1", port=9780)
+    listen: Listen | None = Listen(host="127.0.0.1", port=9780)
     socket: str = "/run/killswitch/gate.sock"
     page: str = "/run/killswitch/state.page"
     lease: float = 0.5
@@ -351,7 +351,7 @@ class _Builder:
             lease_ms=round(section.lease * 1000),
         )
         return Gate(
-            listen=_listen(section.listen),
+            listen=None if section.listen is None else _listen(section.listen),
             socket=self._place(section.socket),
             page=self._place(section.page),
             lease=section.lease,

@@ -45,6 +45,7 @@ from sidecar.settings.fields import (
     seconds,
     seen,
     shown,
+    split_address,
     taken_names,
     text,
     word,
@@ -56,6 +57,7 @@ LONGEST_SOCKET_PATH = 107  # bytes; sun_path of Linux has 108 with the closing N
 SHORTEST_LEASE = 0.05  # seconds; below it a healthy loop under load looks dead, and a garbage collection blocks trading
 LONGEST_LEASE = 60.0  # seconds; a dead sidecar must be noticed while it matters
 DEFAULT_RULE_FILES = "/etc/killswitch/rules/*.yaml"
+_OFF = frozenset({"off", "false", "no"})  # YAML's own words for it
 DEFAULT_SWITCH_NAME = "${POD_NAMESPACE}/${POD_NAME}"
 
 
@@ -147,13 +149,27 @@ def _lease(value: str) -> float:
     return lease
 
 
+def _gate_address(value: Any) -> str | None:
+    written = text(value)
+    if written.lower() in _OFF:
+        return None
+    split_address(written)
+    return written
+
+
 Lease = Annotated[float, from_text(_lease), json_text("duration, 50ms to 1m", DURATION_PATTERN)]
 
 
 class GateSection(Section):
     """What answers the trading code."""
 
-    listen: Address = Field(default="127.0.0.1:9780", description="Address of the gate. It asks for no credentials.")
+    listen: Annotated[
+        str | None, BeforeValidator(_gate_address), json_text("host:port or off", type=["string", "boolean"])
+    ] = Field(
+        default="127.0.0.1:9780",
+        description="Address of the gate, which asks for no credentials. `off` leaves only the socket and the page: "
+        "where the network is shared, as with hostNetwork, others could ask it too, and ports would collide.",
+    )
     socket: FilePath = Field(default="/run/killswitch/gate.sock", description="Unix socket of the gate.")
     page: FilePath = Field(default="/run/killswitch/state.page", description="The state page, for readers in memory.")
     lease: Lease = seconds("500ms", "A client that cannot see a decision younger than this denies.")
@@ -399,7 +415,7 @@ def _restore(value: Any) -> float | None:
     if isinstance(value, float):
         return value  # the default
     written = text(value)
-    if written.lower() in ("off", "false", "no"):
+    if written.lower() in _OFF:
         return None
     if (duration := parse_duration(written)) > 0:
         return duration

@@ -3,6 +3,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,74 @@ def test_a_signal_is_an_orderly_stop_and_ends_with_0(tmp_path: Path, number: sig
     ending.join()
     assert not gate.exists()
     assert (tmp_path / "state" / "state.json").exists()
+
+
+def test_a_gate_without_an_address_answers_on_its_socket_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = tmp_path / "gate.sock"
+    port_line = 'listen: "127.0.0.1:PORT"'
+    path = write(tmp_path, CONFIG.replace(port_line, "listen: off", 1).replace("level: error", "level: info"))
+    ending = threading.Thread(target=lambda: (until(gate.exists), os.kill(os.getpid(), signal.SIGTERM)))
+    ending.start()
+    assert serve(path, {}) == 0
+    ending.join()
+    assert "sidecar.listening gate=off" in capsys.readouterr().err
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 8.0
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def answers(gate: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(5)
+        asking.connect(str(gate))
+        asking.sendall(b"GET /gate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        return asking.recv(4096).startswith(b"HTTP/1.1 403")
+
+
+def test_after_sigterm_the_gate_lingers_for_the_bot_and_then_ends(tmp_path: Path) -> None:
+    gate = tmp_path / "gate.sock"
+    seen: dict[str, float | bool] = {}
+
+    def end() -> None:
+        until(gate.exists)
+        seen["told"] = time.monotonic()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)  # an orderly stop takes a tenth of it
+        seen["answered"] = answers(gate)
+
+    ending = threading.Thread(target=end)
+    path = write(tmp_path)
+    ending.start()
+    assert serve(path, {}, linger=1.5) == 0
+    ended = time.monotonic()
+    ending.join()
+    assert seen["answered"]
+    assert ended - seen["told"] >= 1.5
+    assert not gate.exists()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_lingering(tmp_path: Path, second: signal.Signals) -> None:
+    gate = tmp_path / "gate.sock"
+
+    def end() -> None:
+        until(gate.exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)  # two signals at once would be one
+        os.kill(os.getpid(), second)
+
+    ending = threading.Thread(target=end)
+    path = write(tmp_path)
+    ending.start()
+    started = time.monotonic()
+    assert serve(path, {}, linger=60.0) == 0
+    ending.join()
+    assert time.monotonic() - started < 30.0
 
 
 # Places of sockets and page

@@ -1,0 +1,26 @@
+{{/* Scrapes every guarded pod of the namespace. A PodMonitor finds the port of a native sidecar, a Service may not. */}}
+{{- define "killswitch.podMonitor" -}}
+{{- $v := .Values.killswitch -}}
+{{- if and $v.enabled (include "killswitch.monitoringWanted" (list . $v.podMonitor.enabled)) }}
+---
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata:
+  name: {{ include "killswitch.fullname" . }}
+  namespace: {{ .Release.Namespace }}
+  labels:
+    {{- include "killswitch.labels" . | nindent 4 }}
+    {{- with $v.podMonitor.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  selector:
+    matchLabels:
+      killswitch.io/guarded: "true"
+  podMetricsEndpoints:
+    - port: killswitch-ops
+      path: /metrics
+      interval: {{ $v.podMonitor.interval }}
+      scrapeTimeout: {{ $v.podMonitor.scrapeTimeout }}
+{{- end }}
+{{- end }}

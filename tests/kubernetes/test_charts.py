@@ -1,0 +1,371 @@
+"""Every values file of the application chart, rendered by Helm 3 and 4 for four Kubernetes versions, and what must hold
+for each of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT7
+
+from sidecar.app.main import load_settings
+from tests.kubernetes.charts import (
+    CHART,
+    KUBERNETES,
+    ROOT,
+    VALUES,
+    Manifest,
+    Rendering,
+    containers,
+    helm,
+    mounts,
+    render,
+    sidecar_of,
+)
+
+IDS = [file.name.removesuffix("-values.yaml") for file in VALUES]
+every_values_file = pytest.mark.parametrize("file", VALUES, ids=IDS)
+every_kubernetes = pytest.mark.parametrize("kubernetes", KUBERNETES)
+OPERATOR_KINDS = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}
+ENVIRON = {"POD_NAME": "desk-0", "POD_NAMESPACE": "trading", "KILLSWITCH_SELECTOR": 'pod="desk-0"'}
+
+
+def versions_for(file: Path) -> tuple[str, ...]:
+    """Versions of Kubernetes that a values file is for."""
+    return KUBERNETES[1:] if file.name.startswith("native") else KUBERNETES
+
+
+def all_renderings(file: Path) -> list[Rendering]:
+    return [render(values=(file,), kubernetes=version) for version in versions_for(file)]
+
+
+# Helm
+
+
+@every_values_file
+@pytest.mark.parametrize("version", [3, 4])
+def test_helm_lints_it_without_a_complaint(file: Path, version: int) -> None:
+    done = helm("lint", "--strict", CHART, "--values", file, version=version)
+    assert done.returncode == 0, done.stdout
+    assert "WARNING" not in done.stdout, done.stdout
+
+
+@every_values_file
+def test_helm_3_and_4_render_the_same(file: Path) -> None:
+    assert render(values=(file,), version=3) == render(values=(file,), version=4)
+
+
+# Kubernetes
+
+
+@cache
+def schemas(kubernetes: str) -> tuple[dict[str, str], Registry[Any]]:
+    """The strict schemas of a Kubernetes version: file by apiVersion and kind, and where references lead."""
+    folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{kubernetes}-local-strict"
+
+    def retrieve(uri: str) -> Resource[Any]:
+        name = uri.rpartition("/")[2] or uri
+        return Resource.from_contents(json.loads((folder / name).read_text()), default_specification=DRAFT7)
+
+    return {"folder": str(folder)}, Registry(retrieve=retrieve)  # type: ignore[call-arg]
+
+
+def schema_file(manifest: Manifest) -> str:
+    group, _, version = manifest["apiVersion"].rpartition("/")
+    name = [manifest["kind"], *([group.partition(".")[0]] if group else []), version]
+    return "-".join(name).lower() + ".json"
+
+
+def complaints(manifest: Manifest, kubernetes: str) -> list[str]:
+    places, registry = schemas(kubernetes)
+    file = Path(places["folder"]) / schema_file(manifest)
+    validator = jsonschema.Draft7Validator(json.loads(file.read_text()), registry=registry)
+    return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in validator.iter_errors(manifest)]
+
+
+@pytest.mark.parametrize(
+    ("file", "kubernetes"),
+    [(file, version) for file in VALUES for version in versions_for(file)],
+    ids=lambda one: one.name.removesuffix("-values.yaml") if isinstance(one, Path) else one,
+)
+def test_kubernetes_takes_every_manifest(file: Path, kubernetes: str) -> None:
+    for manifest in render(values=(file,), kubernetes=kubernetes).manifests:
+        if manifest["kind"] not in OPERATOR_KINDS:
+            where = f"{manifest['kind']} {manifest['metadata']['name']}"
+            assert not complaints(manifest, kubernetes), f"{where} on {kubernetes}: {complaints(manifest, kubernetes)}"
+
+
+@every_kubernetes
+def test_the_schemas_would_notice_a_misspelt_key(kubernetes: str) -> None:
+    manifest = render(kubernetes=kubernetes).one("Deployment")
+    broken = json.loads(json.dumps(manifest))
+    broken["spec"]["template"]["spec"]["contaners"] = []
+    assert complaints(broken, kubernetes)
+
+
+# The sidecar
+
+
+@every_values_file
+def test_configuration_and_rules_load(file: Path, tmp_path: Path) -> None:
+    rendering = render(values=(file,))
+    names = {one["metadata"]["name"].rpartition("-")[2] for one in rendering.of("ConfigMap")}
+    if "config" not in names:
+        return  # the existing ones, or none at all
+    config = tmp_path / "config.yaml"
+    config.write_text(rendering.data("-config")["config.yaml"].replace("/etc/killswitch/rules", f"{tmp_path}/rules"))
+    (tmp_path / "rules").mkdir()
+    for name, text in rendering.data("-rules").items():
+        (tmp_path / "rules" / name).write_text(text)
+    settings = load_settings(config, ENVIRON)
+    assert settings.switch.name.startswith("trading/desk-")
+    done = subprocess.run(
+        [sys.executable, "-m", "sidecar", "rules", "check", "--config", config],
+        env={**ENVIRON, "PATH": "/usr/bin:/bin"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning" not in done.stdout.lower(), done.stdout
+
+
+# Invariants
+
+
+@every_values_file
+def test_only_the_sidecar_sees_its_own_folders_and_the_trading_container_reads_the_run_folder(file: Path) -> None:
+    private = {"killswitch-control", "killswitch-state", "killswitch-approvers", "killswitch-tokens"}
+    for rendering in all_renderings(file):
+        for pod in rendering.pods:
+            for container in containers(pod):
+                mounted = mounts(container)
+                if container["name"] == "killswitch":
+                    assert {"killswitch-run", "killswitch-control", "killswitch-state"} <= mounted.keys()
+                    continue
+                assert not private & mounted.keys(), container["name"]
+                if sidecar_of(pod):
+                    assert mounted["killswitch-run"]["readOnly"] is True
+
+
+@every_values_file
+def test_run_and_control_folders_are_two_volumes_in_memory(file: Path) -> None:
+    for rendering in all_renderings(file):
+        for pod in rendering.pods:
+            volumes = {one["name"]: one for one in pod["spec"].get("volumes", [])}
+            for name in ("killswitch-run", "killswitch-control"):
+                assert not sidecar_of(pod) or volumes[name]["emptyDir"]["medium"] == "Memory"
+
+
+@every_values_file
+def test_no_pod_asks_for_more_than_the_restricted_level_gives(file: Path) -> None:
+    allowed_volumes = {
+        "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"
+    }  # fmt: skip
+    for rendering in all_renderings(file):
+        for pod in rendering.pods:
+            spec = pod["spec"]
+            assert not {"hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"} & spec.keys()
+            for volume in spec.get("volumes", []):
+                assert volume.keys() - {"name"} <= allowed_volumes, volume
+            for container in containers(pod):
+                context = container["securityContext"]
+                assert context["allowPrivilegeEscalation"] is False
+                assert context["capabilities"] == {"drop": ["ALL"]}
+                assert context["runAsNonRoot"] is True
+                assert context.get("runAsUser") != 0
+                assert context["readOnlyRootFilesystem"] is True
+                assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+                assert all("hostPort" not in port for port in container.get("ports", []))
+
+
+@every_values_file
+def test_no_latest_image_no_subpath_and_no_checksum(file: Path) -> None:
+    for rendering in all_renderings(file):
+        for pod in rendering.pods:
+            assert not any("checksum" in key for key in pod["metadata"].get("annotations", {}))
+            for container in containers(pod):
+                assert re.search(r"(:[^:/]*\d|@sha256:[0-9a-f]{64})$", container["image"]), container["image"]
+                assert all("subPath" not in key for one in mounts(container).values() for key in one)
+
+
+@every_values_file
+def test_a_guarded_pod_carries_the_names_of_the_contract(file: Path) -> None:
+    wanted = {"POD_NAME", "POD_NAMESPACE", "NODE_NAME", "POD_UID", "POD_IP"}
+    for rendering in all_renderings(file):
+        for pod in rendering.pods:
+            sidecar = sidecar_of(pod)
+            assert (pod["metadata"]["labels"].get("killswitch.io/guarded") == "true") == bool(sidecar)
+            if sidecar:
+                fields = {one["name"] for one in sidecar["env"] if "fieldRef" in one.get("valueFrom", {})}
+                assert wanted <= fields
+                assert [port["name"] for port in sidecar["ports"]] == ["killswitch-ops"]
+                assert "cpu" not in sidecar["resources"]["limits"] or file.name.startswith("guaranteed")
+
+
+@every_values_file
+def test_a_change_of_the_rules_leaves_the_pods_as_they_are(file: Path) -> None:
+    changed = 'killswitch.rules={"more.yaml": {"groups": []}}'
+    before, after = (list(render(values=(file,), sets=sets).pods) for sets in ((), (changed,)))
+    assert before == after
+
+
+# Placement
+
+
+@pytest.mark.parametrize(
+    ("file", "kubernetes", "native"),
+    [
+        ("default", "1.25.0", False),
+        ("default", "1.28.15", False),
+        ("default", "1.29.0", True),
+        ("default", "1.37.0", True),
+        ("default", "1.29.3-gke.1282001", True),
+        ("native", "1.33.0", True),
+        ("container", "1.33.0", False),
+    ],
+)
+def test_the_sidecar_is_native_from_1_29_on_unless_said_otherwise(file: str, kubernetes: str, native: bool) -> None:
+    pod = render(values=(CHART / "ci" / f"{file}-values.yaml",), kubernetes=kubernetes).guarded
+    init = [one["name"] for one in pod["spec"].get("initContainers", [])]
+    plain = [one["name"] for one in pod["spec"]["containers"]]
+    assert (init, plain) == ((["killswitch"], ["bot"]) if native else ([], ["killswitch", "bot"]))
+    sidecar = sidecar_of(pod)
+    assert sidecar is not None
+    assert sidecar.get("restartPolicy") == ("Always" if native else None)
+    assert ("--linger" in sidecar["command"]) is not native
+    # kubectl logs, exec and attach mean the bot, wherever the sidecar stands.
+    assert pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"] == "bot"
+
+
+def test_a_plain_sidecar_outlives_the_bot_and_the_pod_waits_for_it() -> None:
+    spec = render(sets=('killswitch.placement="container"', "killswitch.lingerSeconds=90")).guarded["spec"]
+    assert spec["containers"][0]["command"] == ["killswitch", "serve", "--linger", "90s"]
+    assert spec["terminationGracePeriodSeconds"] == 100
+
+
+def test_a_pod_that_waits_longer_keeps_its_own_grace_period() -> None:
+    spec = render(sets=('killswitch.placement="container"', "killswitch.lingerSeconds=5")).guarded["spec"]
+    assert spec["terminationGracePeriodSeconds"] == 45
+
+
+# Options
+
+
+def values(name: str) -> tuple[Path, ...]:
+    return (CHART / "ci" / f"{name}-values.yaml",)
+
+
+def test_a_claim_means_one_pod_at_a_time() -> None:
+    rendering = render(values=values("claim"))
+    deployment = rendering.one("Deployment")
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    claim = rendering.one("PersistentVolumeClaim")
+    assert claim["spec"]["storageClassName"] == "fast"
+    volumes = {one["name"]: one for one in rendering.guarded["spec"]["volumes"]}
+    assert volumes["killswitch-state"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert rendering.guarded["spec"]["securityContext"]["fsGroup"] == 65532
+
+
+def test_requests_are_limits_in_a_guaranteed_pod() -> None:
+    for container in containers(render(values=values("guaranteed")).guarded):
+        resources = container["resources"]
+        assert resources["limits"] == resources["requests"]
+        assert resources["limits"].keys() == {"cpu", "memory"}
+
+
+def test_secrets_are_mounted_for_the_sidecar_and_named_in_its_configuration() -> None:
+    rendering = render(values=values("tokens"))
+    assert rendering.config["operations"]["tokens_file"] == "/etc/killswitch/tokens/tokens.yaml"
+    assert rendering.config["alertmanager"]["webhook"]["token_file"] == "/etc/killswitch/webhook/token"
+    sidecar = sidecar_of(rendering.guarded)
+    assert sidecar is not None
+    assert mounts(sidecar)["killswitch-tokens"]["mountPath"] == "/etc/killswitch/tokens"
+    volumes = {one["name"]: one for one in rendering.guarded["spec"]["volumes"]}
+    assert volumes["killswitch-tokens"]["secret"]["secretName"] == "trading-tokens"
+    approvers = render(values=values("approvers")).config["recovery"]["approvers_file"]
+    assert approvers == "/etc/killswitch/approvers/approvers.yaml"
+
+
+def test_the_names_of_the_service_are_hosts_of_the_listener() -> None:
+    rendering = render(values=values("tokens"))
+    name = rendering.one("Service")["metadata"]["name"]
+    hosts = rendering.config["operations"]["hosts"]
+    assert {"killswitch.example.com", name, f"{name}.trading", f"{name}.trading.svc"} == set(hosts)
+    assert rendering.one("Service")["spec"]["selector"] == {"killswitch.io/guarded": "true"}
+
+
+@pytest.mark.parametrize(("operator", "kinds"), [(True, {"PodMonitor"}), (False, set())])
+def test_monitors_are_on_where_the_cluster_knows_them(operator: bool, kinds: set[str]) -> None:
+    rendering = render(operator=operator)
+    assert {one["kind"] for one in rendering.manifests} & OPERATOR_KINDS >= kinds
+    if not operator:
+        assert not {one["kind"] for one in rendering.manifests} & OPERATOR_KINDS
+
+
+def test_monitors_scrape_the_port_of_the_guarded_pods() -> None:
+    monitor = next(
+        one for one in render(values=values("prometheus")).of("PodMonitor") if "example" not in one["metadata"]["name"]
+    )
+    assert monitor["spec"]["selector"] == {"matchLabels": {"killswitch.io/guarded": "true"}}
+    assert monitor["spec"]["podMetricsEndpoints"] == [
+        {"port": "killswitch-ops", "path": "/metrics", "interval": "5s", "scrapeTimeout": "4s"}
+    ]
+    assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+
+
+def test_operators_may_exec_and_nothing_else() -> None:
+    role = render(values=values("operators")).one("Role")
+    rights = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    assert rights == {("pods", "get"), ("pods", "list"), ("pods/exec", "get"), ("pods/exec", "create")}
+    assert role["rules"][1]["resourceNames"] == ["trader-0", "trader-1"]
+
+
+def test_a_network_policy_lets_prometheus_in_and_leaves_names_reachable() -> None:
+    spec = render(values=values("network-policy")).one("NetworkPolicy")["spec"]
+    assert spec["podSelector"]["matchLabels"] == {"killswitch.io/guarded": "true"}
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    ports = [port["port"] for rule in spec["egress"] for port in rule["ports"]]
+    assert ports == [53, 53, 9090, 9093, 443]
+    assert "egress" not in render(sets=("networkPolicy.enabled=true",)).one("NetworkPolicy")["spec"]
+
+
+def test_istio_leaves_the_operations_port_alone() -> None:
+    annotations = render(values=values("istio")).guarded["metadata"]["annotations"]
+    assert annotations["traffic.sidecar.istio.io/excludeInboundPorts"] == "9781"
+
+
+def test_without_a_tcp_gate_there_is_only_the_socket() -> None:
+    assert render(values=values("socket-only")).config["gate"]["listen"] == "off"
+
+
+def test_a_large_uid_is_written_as_a_number() -> None:
+    sidecar = sidecar_of(render(values=values("own-uid")).guarded)
+    assert sidecar is not None
+    assert sidecar["securityContext"]["runAsUser"] == 1000650000
+
+
+def test_switched_off_nothing_of_it_is_left() -> None:
+    rendering = render(values=values("disabled"))
+    assert not any(sidecar_of(pod) for pod in rendering.pods)
+    assert "killswitch.io/guarded" not in yaml.safe_dump(rendering.one("Deployment"))
+
+
+def test_names_are_unique_and_short_enough() -> None:
+    for rendering in itertools.chain.from_iterable(map(all_renderings, VALUES)):
+        names = [(one["kind"], one["metadata"]["name"]) for one in rendering.manifests]
+        assert len(names) == len(set(names))
+        assert all(len(name) <= 63 for _, name in names)
