@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "cancel-recovery": "sidecar.cli.switching:cancel_recovery",
     "audit": "sidecar.cli.audit:audit",
     "health": "sidecar.cli.status:health",
+    "live": "sidecar.cli.live:live",
     "check": "sidecar.cli.check:check",
     "rules": "sidecar.cli.rules:rules",
     "hash-code": "sidecar.cli.codes:hash_code",

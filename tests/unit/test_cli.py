@@ -573,6 +573,15 @@ def test_health_tells_each_check(sidecar):
     assert run("health", "--socket", "/nowhere").exit_code == 1
 
 
+def test_live_says_whether_the_process_lives_and_nothing_of_trading(sidecar):
+    sidecar.answer("GET", "/livez", {"ok": True})
+    assert run("live", "--socket", sidecar.path).exit_code == 0
+    sidecar.answer("GET", "/livez", {"status": 503, "detail": "task keeper ended"}, code=503)
+    result = run("live", "--socket", sidecar.path)
+    assert (result.exit_code, "task keeper ended" in result.output) == (1, True)
+    assert run("live", "--socket", "/nowhere").exit_code == 1
+
+
 HEADERS = {
     "X_Killswitch_Switch": "trading/bot-0", "X_Killswitch_State": "KILLED", "X_Killswitch_Restriction": "halt",
     "X_Killswitch_Factor": "0.0", "X_Killswitch_Reason": "killed",
@@ -805,8 +814,8 @@ def test_status_starts_without_the_servers_libraries(sidecar):
 @pytest.mark.parametrize(
     "path",
     [[], ["serve"], ["demo"], ["status"], ["trigger"], ["recover"], ["approve"], ["cancel-recovery"], ["audit"],
-     ["audit", "verify"], ["health"], ["check"], ["rules"], ["rules", "check"], ["rules", "list"], ["hash-code"],
-     ["version"]],
+     ["audit", "verify"], ["health"], ["live"], ["check"], ["rules"], ["rules", "check"], ["rules", "list"],
+     ["hash-code"], ["version"]],
 )  # fmt: skip
 def test_every_command_has_help_and_the_common_options(path):
     result = run(*path, "--help")
