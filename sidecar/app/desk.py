@@ -69,6 +69,7 @@ class Desk:
                 "problems": self._problems(),
                 "config": app.reloader.document(),
                 "durable": app.keeper.durable,
+                "audit_head_sequence": app.memory.audit_head if app.memory else 0,
                 "started": stamp(app.started.wall),
             },
         )

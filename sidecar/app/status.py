@@ -6,7 +6,7 @@ from typing import Any
 from sidecar.app.clock import stamp
 from sidecar.core.events import Cause, Demand, Waiver
 from sidecar.core.orders import Decision
-from sidecar.core.policy import RecoveryPolicy
+from sidecar.core.policy import RecoveryPolicy, StepGate
 from sidecar.core.recovery import cooldown_remaining, next_step_in
 from sidecar.core.snapshot import Reason, Snapshot
 from sidecar.core.states import Instant, Stage
@@ -30,6 +30,7 @@ def status_document(
 ) -> Document:
     """The answer of `/api/v1/status`; `extra` holds what only the app knows (readiness, sources, problems, ...)."""
     return {
+        "time": stamp(now.wall),
         "switch": snapshot.switch,
         "mode": snapshot.mode.value,
         "state": snapshot.state.value,
@@ -40,6 +41,7 @@ def status_document(
         "epoch": snapshot.epoch,
         "causes": [_cause(cause) for cause in state.causes],
         "gate": {"decision": "allow" if decision.allow else "deny", "reason": reason_document(decision.reason)},
+        "killed_policy": policies.gate.killed_policy.label,
         "recovery": recovery_document(state, now, policies, step_waits_for),
         "waivers": [_waiver(waiver) for waiver in state.waivers],
         "demands": [_demand(demand) for demand in demands],
@@ -62,11 +64,27 @@ def recovery_document(
             for one in (recovery.approvals if recovery else ())
         ],
         "approvals_needed": policy.approvals if policy.require_approval else 0,
+        "approvals_lapse_in_seconds": _lapse(state, now, policy),
         "cooldown_seconds": _cooldown(state, policy),
         "cooldown_remaining_seconds": round(cooldown_remaining(state, now), 3),
-        "steps": [{"factor": step.factor, "after_seconds": step.after} for step in policy.steps],
+        "steps": [
+            {"factor": step.factor, "after_seconds": step.after, "gates": [_gate(gate) for gate in step.gates]}
+            for step in policy.steps
+        ],
         "next_step": _next_step(state, now, policies, step_waits_for),
     }
+
+
+def _gate(gate: StepGate) -> Document:
+    return {"query": gate.query, "operator": gate.operator, "threshold": gate.threshold}
+
+
+def _lapse(state: SwitchState, now: Instant, policy: RecoveryPolicy) -> float | None:
+    """Seconds until the first approval lapses; None where none waits for another one."""
+    if state.recovery is None or state.stage is not Stage.PENDING or not state.recovery.approvals:
+        return None
+    oldest = max(max(now.mono - one.granted_mono, now.wall - one.granted) for one in state.recovery.approvals)
+    return round(max(0.0, policy.approval_ttl - oldest), 3)
 
 
 def _cooldown(state: SwitchState, policy: RecoveryPolicy) -> float:

@@ -31,7 +31,7 @@ NOW = datetime(2026, 1, 30, 14, 30, tzinfo=UTC).timestamp()
 STATUS = {"switch": "trading/bot-0", "state": "ACTIVE", "durable": True}
 TOKENS = {name: f"{name}-token-7d2f" for name in ("viewer", "webhook", "operator", "risk")}
 READING = ["/api/v1/status", "/api/v1/triggers", "/api/v1/recovery", "/api/v1/health", "/api/v1/audit"]
-OPEN = ["/", "/openapi.json", "/metrics", "/-/healthy", "/-/ready", "/livez", "/readyz"]
+OPEN = ["/", "/api/v1/access", "/openapi.json", "/metrics", "/-/healthy", "/-/ready", "/livez", "/readyz"]
 KILL = {"reason": "drill"}
 CHANGES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/api/v1/trigger", KILL),
@@ -193,6 +193,31 @@ async def raw(listening: Listening, text: bytes) -> bytes:
 
 
 # Who may come in
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "may"),
+    [
+        (None, None, (401, 401, 401)),
+        ("viewer", "viewer", (200, 403, 403)),
+        ("operator", "operator", (200, 200, 403)),
+        ("risk", "risk", (200, 200, 200)),
+        ("webhook", None, (403, 403, 403)),
+    ],
+)
+async def test_access_tells_who_may_do_what_before_it_is_tried(
+    start: Callable[..., Any], tokens_file: Path, token: str | None, name: str | None, may: tuple[int, ...]
+) -> None:
+    listening = await start(tokens_file=tokens_file)
+    access = json.loads((await listening.ask("GET", "/api/v1/access", token=token)).body)
+    assert (access["name"], access["tokens"]) == (name, True)
+    acts = [access[act] for act in ("read", "stop", "recover")]
+    assert tuple(act["status"] for act in acts) == may
+    assert [act["allowed"] for act in acts] == [status == 200 for status in may]
+    tried = await listening.ask("POST", "/api/v1/trigger", token=token, json=KILL)
+    assert tried.status == access["stop"]["status"]
+    if tried.status != 200:
+        assert json.loads(tried.body)["detail"] == access["stop"]["detail"]
 
 
 @pytest.mark.parametrize("path", [*OPEN, *READING])

@@ -21,6 +21,7 @@ from sidecar.adapters.operations_http.webhook import SENDER, WebhookAccess
 
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#\s]+)(?::[0-9]{0,5})?")
+_ACTS: Final = {"read": Role.VIEWER, "stop": Role.OPERATOR, "recover": Role.RISK}
 _NO_WEBHOOK: Final = (
     "alerts are taken only from senders that are known: set alertmanager.webhook.token_file, give a token of "
     "operations.tokens_file the role webhook, or set alertmanager.webhook.allow_unauthenticated, which lets anybody "
@@ -57,6 +58,10 @@ class Caller:
 class Door(Protocol):
     """One way in."""
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether a token could let somebody do more than others."""
+
     def check(self, request: web.BaseRequest) -> None:
         """Look at where the request was sent to and comes from; raise Problem."""
 
@@ -66,6 +71,8 @@ class Door(Protocol):
 
 class ControlDoor:
     """The control socket: its folder and mode let in nobody else, so nothing more is asked."""
+
+    takes_tokens = False
 
     def check(self, request: web.BaseRequest) -> None:
         """Refuse what a web page sends, should anything ever carry one here."""
@@ -78,6 +85,8 @@ class ControlDoor:
 
 class HealthDoor:
     """The listener for probes: nothing is asked but that it be called by a name of ours."""
+
+    takes_tokens = False
 
     def __init__(self, *, hosts: Collection[str]) -> None:
         self._hosts = _names(hosts)
@@ -115,6 +124,11 @@ class PublicDoor:
         self._webhook = webhook
         self._access = access
         self._passwords = Passwords()
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether there is a tokens file."""
+        return self._tokens is not None
 
     def check(self, request: web.BaseRequest) -> None:
         """Refuse hosts that are not ours, and changes that another site's page sends."""
@@ -179,6 +193,23 @@ class PublicDoor:
         if not colon or not await self._passwords.are_right(self._users, name, password):
             raise _unauthorized("user and password are not among basic_auth_users", self._users)
         return Holder(name=name, roles=frozenset({Role.VIEWER}))
+
+
+async def access_of(door: Door, request: web.BaseRequest) -> dict[str, object]:
+    """Say who the caller is behind this door and what would be answered to what, as `GET /api/v1/access` tells it.
+
+    It is asked of `admit` itself, so it cannot promise what is then refused.
+    """
+    name, found = None, {}
+    for act, role in _ACTS.items():
+        try:
+            caller = await door.admit(request, role)
+        except Problem as problem:
+            found[act] = {"allowed": False, "status": problem.status, "detail": problem.detail}
+        else:
+            name = name or caller.name
+            found[act] = {"allowed": True, "status": 200, "detail": None}
+    return {"name": name, "tokens": door.takes_tokens, **found}
 
 
 def _caller(holder: Holder, role: Role) -> Caller:

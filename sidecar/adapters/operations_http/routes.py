@@ -13,10 +13,11 @@ from typing import Any, Final
 from aiohttp import web
 
 from sidecar.adapters.operations_http.desk import Desk
-from sidecar.adapters.operations_http.doors import Caller, Door
+from sidecar.adapters.operations_http.doors import Caller, Door, access_of
 from sidecar.adapters.operations_http.exposition import Exposition
 from sidecar.adapters.operations_http.headers import dress
 from sidecar.adapters.operations_http.listener import Connection
+from sidecar.adapters.operations_http.page import INDEX, PageFile, load
 from sidecar.adapters.operations_http.problems import Problem, problem_of
 from sidecar.adapters.operations_http.questions import (
     BODY_BYTES,
@@ -33,10 +34,9 @@ from sidecar.adapters.operations_http.tokens import Role
 from sidecar.adapters.operations_http.web_access import WebAccess
 from sidecar.adapters.operations_http.webhook import WebhookQuestion, read_payload
 
+_DOOR: Final = web.AppKey("door", Door)
 HEALTH_PATHS: Final = frozenset({"/-/healthy", "/-/ready", "/livez", "/readyz"})
 """Open to whoever reaches a listener: a kubelet has no credentials."""
-
-_WELCOME: Final = "killswitch: status at /api/v1/status\nmetrics at /metrics\n"
 
 Handler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
@@ -53,6 +53,7 @@ class Route:
         body: what it reads; None if nothing.
         media_type: of the answer.
         limited: False where an answer may go on for as long as it likes.
+        described: False for a file of the page, which is no part of the API.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Route:
     body: type[Question] | None = None
     media_type: str = "application/json"
     limited: bool = True
+    described: bool = True
 
 
 class Routes:
@@ -80,13 +82,15 @@ class Routes:
         self._exposition = exposition
         self._streams = streams
         self._wall = wall
+        self._page = load()
         self._description: bytes | None = None
 
     def table(self) -> tuple[Route, ...]:
         """Every route."""
         text, stream = "text/plain", "text/event-stream"
         return (
-            Route("GET", "/", None, self._welcome, "Where to go from here.", media_type=text),
+            Route("GET", "/", None, self._page_file(INDEX), "The web page.", media_type="text/html"),
+            *(self._page_route(name) for name in sorted(self._page) if name != INDEX),
             Route("GET", "/openapi.json", None, self._openapi, "This description."),
             Route("GET", "/metrics", None, self._metrics, "Metrics for Prometheus.", media_type=text),
             Route("GET", "/-/healthy", None, self._live, "Whether the process lives.", media_type=text),
@@ -94,6 +98,7 @@ class Routes:
             Route("GET", "/-/ready", None, self._ready, "Whether the sidecar is up.", media_type=text),
             Route("GET", "/readyz", None, self._ready, "Whether the sidecar is up.", media_type=text),
             Route("POST", "/-/reload", Role.OPERATOR, self._reload, "Read configuration and rules again."),
+            Route("GET", "/api/v1/access", None, self._access, "Who you are here, and what you may do."),
             Route("GET", "/api/v1/status", Role.VIEWER, self._status, "The whole switch."),
             Route("GET", "/api/v1/triggers", Role.VIEWER, self._triggers, "Every rule with its trigger."),
             Route("GET", "/api/v1/health", Role.VIEWER, self._health, "The health checks of a recovery, run now."),
@@ -145,15 +150,27 @@ class Routes:
 
     # Open to everybody
 
-    async def _welcome(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
-        return _text(_WELCOME)
+    def _page_route(self, name: str) -> Route:
+        media_type = self._page[name].media_type
+        return Route("GET", f"/page/{name}", None, self._page_file(name), "", media_type=media_type, described=False)
+
+    def _page_file(self, name: str) -> Handler:
+        file: PageFile = self._page[name]
+
+        async def answer(request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG001
+            return web.Response(body=file.body, content_type=file.media_type, charset="utf-8")
+
+        return answer
+
+    async def _access(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
+        return _json(await access_of(request.app[_DOOR], request))
 
     async def _openapi(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
         # Made when it is first asked for, and kept as text: it is seldom wanted and costs some milliseconds.
         from sidecar.adapters.operations_http.openapi import describe
 
         if self._description is None:
-            self._description = json.dumps(describe(self.table())).encode()
+            self._description = json.dumps(describe(route for route in self.table() if route.described)).encode()
         return web.Response(body=self._description, content_type="application/json")
 
     async def _metrics(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
@@ -267,6 +284,7 @@ def application(
         dress(response.headers, {} if access is None else access.config.headers)
 
     app = web.Application(middlewares=[guard], client_max_size=BODY_BYTES)
+    app[_DOOR] = door
     app.on_response_prepare.append(dress_answer)
     for route in routes:
         add = app.router.add_get if route.method == "GET" else _adder(app, route.method)
