@@ -87,7 +87,7 @@ class Rendering:
 
 def containers(pod: Manifest) -> list[Manifest]:
     """All containers, sidecar and init containers too."""
-    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+    return [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
 
 
 def sidecar_of(pod: Manifest) -> Manifest | None:

@@ -349,7 +349,7 @@ def test_istio_leaves_the_operations_port_alone() -> None:
 
 
 def test_without_a_tcp_gate_there_is_only_the_socket() -> None:
-    assert render(values=values("socket-only")).config["gate"]["listen"] == "off"
+    assert render(values=values("socket-only")).config["gate"]["listen"] is False  # YAML's off
 
 
 def test_a_large_uid_is_written_as_a_number() -> None:

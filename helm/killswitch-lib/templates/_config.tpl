@@ -7,7 +7,6 @@
   "operations" (dict "listen" (printf "0.0.0.0:%d" (int $v.operations.port)))
   "alertmanager" (dict "notify" (dict "urls" list))
 -}}
-{{- if not $v.tcpGate -}}{{- $_ := set $own "gate" (dict "listen" "off") -}}{{- end -}}
 {{- if $v.approvers.secretName -}}
 {{- $_ := set $own "recovery" (dict "approvers_file" (printf "/etc/killswitch/approvers/%s" $v.approvers.key)) -}}
 {{- end -}}

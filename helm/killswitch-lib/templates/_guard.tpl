@@ -64,8 +64,8 @@ Takes Deployments, StatefulSets and DaemonSets. Refuses what would not be guarde
 {{- if and (eq $v.state.volume "volumeClaimTemplate") (ne $workload.kind "StatefulSet") -}}
 {{- fail (printf "killswitch: %s: killswitch.state.volume volumeClaimTemplate is for a StatefulSet; use emptyDir or persistentVolumeClaim" $name) -}}
 {{- end -}}
-{{- if and $pod.hostNetwork $v.tcpGate -}}
-{{- fail (printf "killswitch: %s: with hostNetwork the gate's port would be the node's: other pods would collide with it or ask this bot's gate. Set killswitch.tcpGate: false and let the bot ask /run/killswitch/gate.sock" $name) -}}
+{{- if and $pod.hostNetwork (not (has (dig "gate" "listen" "" $v.config | toString | lower) (list "off" "false" "no"))) -}}
+{{- fail (printf "killswitch: %s: with hostNetwork the gate's port would be the node's: other pods would collide with it or ask this bot's gate. Set killswitch.config.gate.listen: off and let the bot ask /run/killswitch/gate.sock" $name) -}}
 {{- end -}}
 {{- if and (or $pod.shareProcessNamespace $pod.hostPID) (not $v.trading.allowSharedProcesses) -}}
 {{- fail (printf "killswitch: %s: containers that share processes reach each other's files under /proc, and whoever reaches the control socket owns the switch. Give the sidecar a UID of its own (killswitch.runAsUser) and set killswitch.trading.allowSharedProcesses: true" $name) -}}

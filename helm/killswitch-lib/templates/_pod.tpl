@@ -14,8 +14,8 @@ seccompProfile: {type: RuntimeDefault}
 {{- $v := .Values.killswitch -}}
 {{- if $v.guaranteed -}}
 {{- $same := merge (deepCopy ($v.resources.limits | default dict)) ($v.resources.requests | default dict) -}}
-{{- if not (and $same.cpu $same.memory) -}}
-{{- fail "killswitch: killswitch.guaranteed needs cpu and memory in killswitch.resources" -}}
+{{- if not (dig "limits" "cpu" "" $v.resources) -}}
+{{- fail "killswitch: killswitch.guaranteed needs killswitch.resources.limits.cpu, and enough of it: a limit as low as the request throttles the gate" -}}
 {{- end -}}
 {{- toYaml (dict "limits" $same "requests" $same) -}}
 {{- else -}}
