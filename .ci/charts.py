@@ -60,6 +60,9 @@ LIBRARY: Final[dict[str, Schema]] = {
     **{f"{kind}.secretName": NAME_OR_NOTHING for kind in ("approvers", "approvalCode", "tokens", "webhookToken")},
     **{f"{kind}.key": KEY for kind in ("approvers", "approvalCode", "tokens", "webhookToken")},
     "operations.port": PORT,
+    "webConfig.secretName": NAME_OR_NOTHING,
+    "webConfig.certificateSecretName": NAME_OR_NOTHING,
+    "webConfig.healthPort": PORT,
     "run.sizeLimit": QUANTITY,
     "state.volume": {"enum": ["emptyDir", "persistentVolumeClaim", "volumeClaimTemplate"]},
     "state.existingClaim": NAME_OR_NOTHING,
@@ -96,6 +99,10 @@ LIBRARY: Final[dict[str, Schema]] = {
     },
     "podMonitor.enabled": SWITCHABLE,
     "podMonitor.labels": STRING_MAP,
+    "podMonitor.endpoint": {
+        "type": "object",
+        "propertyNames": {"not": {"enum": ["port", "path", "interval", "scheme"]}},
+    },
     "podMonitor.interval": DURATION,
     "podMonitor.scrapeTimeout": DURATION,
 }

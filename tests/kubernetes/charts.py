@@ -112,7 +112,7 @@ def render(
     """Render a chart; `operator` says whether the cluster knows the kinds of the Prometheus operator."""
     done = template(chart, values=values, sets=sets, version=version, kubernetes=kubernetes, operator=operator)
     assert done.returncode == 0, done.stderr
-    documents = [one for one in yaml.safe_load_all(done.stdout) if one]
+    documents = [one for one in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if one]
     return Rendering(manifests=tuple(documents))
 
 

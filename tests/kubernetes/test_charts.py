@@ -6,8 +6,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
-import sys
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,11 +17,11 @@ import yaml
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT7
 
-from sidecar.app.main import load_settings
+from sidecar.cli.main import main as killswitch
+from sidecar.settings.config import load_settings
 from tests.kubernetes.charts import (
     CHART,
     KUBERNETES,
-    ROOT,
     VALUES,
     Manifest,
     Rendering,
@@ -69,16 +67,16 @@ def test_helm_3_and_4_render_the_same(file: Path) -> None:
 # Kubernetes
 
 
+FOLDER = files("kubernetes_validate") / "kubernetes-json-schema"
+DEFINITIONS = "_definitions.json"
+
+
 @cache
-def schemas(kubernetes: str) -> tuple[dict[str, str], Registry[Any]]:
-    """The strict schemas of a Kubernetes version: file by apiVersion and kind, and where references lead."""
-    folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{kubernetes}-local-strict"
-
-    def retrieve(uri: str) -> Resource[Any]:
-        name = uri.rpartition("/")[2] or uri
-        return Resource.from_contents(json.loads((folder / name).read_text()), default_specification=DRAFT7)
-
-    return {"folder": str(folder)}, Registry(retrieve=retrieve)  # type: ignore[call-arg]
+def definitions(kubernetes: str) -> Registry[Any]:
+    """What the schemas of a Kubernetes version refer to: megabytes, so read and indexed once."""
+    text = (FOLDER / f"v{kubernetes}-local-strict" / DEFINITIONS).read_text()
+    resource = Resource.from_contents(json.loads(text), default_specification=DRAFT7)
+    return Registry().with_resource(DEFINITIONS, resource).crawl()
 
 
 def schema_file(manifest: Manifest) -> str:
@@ -88,9 +86,8 @@ def schema_file(manifest: Manifest) -> str:
 
 
 def complaints(manifest: Manifest, kubernetes: str) -> list[str]:
-    places, registry = schemas(kubernetes)
-    file = Path(places["folder"]) / schema_file(manifest)
-    validator = jsonschema.Draft7Validator(json.loads(file.read_text()), registry=registry)
+    schema = json.loads((FOLDER / f"v{kubernetes}-local-strict" / schema_file(manifest)).read_text())
+    validator = jsonschema.Draft7Validator(schema, registry=definitions(kubernetes))
     return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in validator.iter_errors(manifest)]
 
 
@@ -118,7 +115,9 @@ def test_the_schemas_would_notice_a_misspelt_key(kubernetes: str) -> None:
 
 
 @every_values_file
-def test_configuration_and_rules_load(file: Path, tmp_path: Path) -> None:
+def test_configuration_and_rules_load(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rendering = render(values=(file,))
     names = {one["metadata"]["name"].rpartition("-")[2] for one in rendering.of("ConfigMap")}
     if "config" not in names:
@@ -130,17 +129,13 @@ def test_configuration_and_rules_load(file: Path, tmp_path: Path) -> None:
         (tmp_path / "rules" / name).write_text(text)
     settings = load_settings(config, ENVIRON)
     assert settings.switch.name.startswith("trading/desk-")
-    done = subprocess.run(
-        [sys.executable, "-m", "sidecar", "rules", "check", "--config", config],
-        env={**ENVIRON, "PATH": "/usr/bin:/bin"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "warning" not in done.stdout.lower(), done.stdout
+    for name, value in ENVIRON.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        killswitch(["rules", "check", "--config", str(config)])
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said
+    assert "warning" not in said.out.lower(), said.out
 
 
 # Invariants
@@ -148,7 +143,7 @@ def test_configuration_and_rules_load(file: Path, tmp_path: Path) -> None:
 
 @every_values_file
 def test_only_the_sidecar_sees_its_own_folders_and_the_trading_container_reads_the_run_folder(file: Path) -> None:
-    private = {"killswitch-control", "killswitch-state", "killswitch-approvers", "killswitch-tokens"}
+    private = {f"killswitch-{name}" for name in ("control", "state", "approvers", "tokens", "webhook", "web")}
     for rendering in all_renderings(file):
         for pod in rendering.pods:
             for container in containers(pod):
@@ -212,7 +207,7 @@ def test_a_guarded_pod_carries_the_names_of_the_contract(file: Path) -> None:
             if sidecar:
                 fields = {one["name"] for one in sidecar["env"] if "fieldRef" in one.get("valueFrom", {})}
                 assert wanted <= fields
-                assert [port["name"] for port in sidecar["ports"]] == ["killswitch-ops"]
+                assert sidecar["ports"][0]["name"] == "killswitch-ops"
                 assert "cpu" not in sidecar["resources"]["limits"] or file.name.startswith("guaranteed")
 
 
@@ -298,6 +293,39 @@ def test_secrets_are_mounted_for_the_sidecar_and_named_in_its_configuration() ->
     assert volumes["killswitch-tokens"]["secret"]["secretName"] == "trading-tokens"
     approvers = render(values=values("approvers")).config["recovery"]["approvers_file"]
     assert approvers == "/etc/killswitch/approvers/approvers.yaml"
+
+
+@pytest.mark.parametrize(
+    ("file", "probe"),
+    [
+        ("default", {"port": "killswitch-ops"}),
+        ("tls", {"port": "killswitch-ops", "scheme": "HTTPS"}),
+        ("client-certificates", {"port": "killswitch-live"}),
+    ],
+)
+def test_the_kubelet_can_ask_for_health_whatever_the_operations_port_wants(file: str, probe: dict[str, str]) -> None:
+    rendering = render(values=values(file))
+    sidecar = sidecar_of(rendering.guarded)
+    assert sidecar is not None
+    asked = {kind: sidecar[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    assert asked == {
+        "startup": {"path": "/-/healthy", **probe},
+        "liveness": {"path": "/-/healthy", **probe},
+        "readiness": {"path": "/-/ready", **probe},
+    }
+    ports = {port["name"]: port["containerPort"] for port in sidecar["ports"]}
+    health = rendering.config["operations"].get("health_listen")
+    assert health == (f"0.0.0.0:{ports['killswitch-live']}" if file == "client-certificates" else None)
+
+
+def test_a_certificate_and_its_web_configuration_share_a_folder_that_no_other_container_sees() -> None:
+    rendering = render(values=values("tls"))
+    assert rendering.config["operations"]["web_config"] == "/etc/killswitch/web/web.yaml"
+    volumes = {one["name"]: one for one in rendering.guarded["spec"]["volumes"]}
+    sources = volumes["killswitch-web"]["projected"]["sources"]
+    assert [one["secret"]["name"] for one in sources] == ["killswitch-web", "killswitch-tls"]
+    monitor = rendering.of("PodMonitor")[0]["spec"]["podMetricsEndpoints"][0]
+    assert (monitor["scheme"], monitor["tlsConfig"]["serverName"]) == ("https", "killswitch")
 
 
 def test_the_names_of_the_service_are_hosts_of_the_listener() -> None:

@@ -13,6 +13,12 @@
 {{- if $v.tokens.secretName -}}
 {{- $_ := set $own.operations "tokens_file" (printf "/etc/killswitch/tokens/%s" $v.tokens.key) -}}
 {{- end -}}
+{{- if $v.webConfig.secretName -}}
+{{- $_ := set $own.operations "web_config" "/etc/killswitch/web/web.yaml" -}}
+{{- end -}}
+{{- if include "killswitch.healthIsApart" . -}}
+{{- $_ := set $own.operations "health_listen" (printf "0.0.0.0:%d" (int $v.webConfig.healthPort)) -}}
+{{- end -}}
 {{- if $v.webhookToken.secretName -}}
 {{- $_ := set $own.alertmanager "webhook" (dict "token_file" (printf "/etc/killswitch/webhook/%s" $v.webhookToken.key)) -}}
 {{- end -}}

@@ -20,7 +20,13 @@ spec:
   podMetricsEndpoints:
     - port: killswitch-ops
       path: /metrics
+      {{- if eq (include "killswitch.scheme" .) "https" }}
+      scheme: https
+      {{- end }}
       interval: {{ $v.podMonitor.interval }}
       scrapeTimeout: {{ $v.podMonitor.scrapeTimeout }}
+      {{- with $v.podMonitor.endpoint }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
 {{- end }}
 {{- end }}

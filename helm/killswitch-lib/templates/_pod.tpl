@@ -23,6 +23,15 @@ seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 {{- end }}
 
+{{/* Where a probe asks. The kubelet verifies no certificate and has none itself. */}}
+{{- define "killswitch.probe" -}}
+{{- if include "killswitch.healthIsApart" . -}}
+port: killswitch-live
+{{- else -}}
+port: killswitch-ops{{ if eq (include "killswitch.scheme" .) "https" }}, scheme: HTTPS{{ end }}
+{{- end -}}
+{{- end }}
+
 {{/*
 The sidecar as one item of a list of containers. Arguments: the root, and where it stands ("native" or "container").
 
@@ -69,16 +78,19 @@ opens that port after the gate, which denies from its first moment on, so a firs
     {{- end }}
   ports:
     - {name: killswitch-ops, containerPort: {{ int $v.operations.port }}, protocol: TCP}
+    {{- if include "killswitch.healthIsApart" $root }}
+    - {name: killswitch-live, containerPort: {{ int $v.webConfig.healthPort }}, protocol: TCP}
+    {{- end }}
   startupProbe:
-    httpGet: {path: /-/healthy, port: killswitch-ops}
+    httpGet: {path: /-/healthy, {{ include "killswitch.probe" $root }}}
     {{- toYaml $v.startupProbe | nindent 4 }}
   livenessProbe:
-    httpGet: {path: /-/healthy, port: killswitch-ops}
+    httpGet: {path: /-/healthy, {{ include "killswitch.probe" $root }}}
     # A sidecar that hangs must not linger: it cannot be asked anything.
     terminationGracePeriodSeconds: 5
     {{- toYaml $v.livenessProbe | nindent 4 }}
   readinessProbe:
-    httpGet: {path: /-/ready, port: killswitch-ops}
+    httpGet: {path: /-/ready, {{ include "killswitch.probe" $root }}}
     {{- toYaml $v.readinessProbe | nindent 4 }}
   resources:
     {{- include "killswitch.resources" $root | nindent 4 }}
@@ -95,6 +107,9 @@ opens that port after the gate, which denies from its first moment on, so a firs
     {{- end }}
     {{- if $v.webhookToken.secretName }}
     - {name: killswitch-webhook, mountPath: /etc/killswitch/webhook, readOnly: true}
+    {{- end }}
+    {{- if $v.webConfig.secretName }}
+    - {name: killswitch-web, mountPath: /etc/killswitch/web, readOnly: true}
     {{- end }}
     - {name: killswitch-run, mountPath: /run/killswitch}
     - {name: killswitch-control, mountPath: /run/killswitch-control}
@@ -139,6 +154,17 @@ opens that port after the gate, which denies from its first moment on, so a firs
 {{- end }}
 {{- end }}
 {{- end }}
+{{- with $v.webConfig }}
+{{- if .secretName }}
+- name: killswitch-web
+  projected:
+    sources:
+      - secret: {name: {{ .secretName }}}
+      {{- if .certificateSecretName }}
+      - secret: {name: {{ .certificateSecretName }}}
+      {{- end }}
+{{- end }}
+{{- end }}
 # Shared with the trading container: the gate's socket and the state page.
 - name: killswitch-run
   emptyDir: {medium: Memory, sizeLimit: {{ $v.run.sizeLimit }}}
@@ -176,7 +202,7 @@ killswitch.io/guarded: "true"
 {{- define "killswitch.podAnnotations" -}}
 {{- $v := .Values.killswitch -}}
 {{- if and $v.enabled $v.istio.excludePorts -}}
-traffic.sidecar.istio.io/excludeInboundPorts: {{ $v.operations.port | int | quote }}
+traffic.sidecar.istio.io/excludeInboundPorts: {{ join "," (prepend (ternary (list (int $v.webConfig.healthPort)) list (eq (include "killswitch.healthIsApart" .) "true")) (int $v.operations.port)) | quote }}
 {{- end -}}
 {{- end }}
 

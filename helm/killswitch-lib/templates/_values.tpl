@@ -12,6 +12,9 @@
 {{- if and (not $v.existingRulesConfigMap) (not $v.defaultRules) (not (include "killswitch.rules" . | fromYaml)) -}}
 {{- fail "killswitch: there is no rule, so the gate would deny every order; set killswitch.rules, killswitch.defaultRules or killswitch.existingRulesConfigMap" -}}
 {{- end -}}
+{{- if and $v.webConfig.certificateSecretName (not $v.webConfig.secretName) -}}
+{{- fail "killswitch: killswitch.webConfig.certificateSecretName is a certificate that no web.yaml names; set killswitch.webConfig.secretName" -}}
+{{- end -}}
 {{- range $kind := list "approvers" "approvalCode" "tokens" "webhookToken" -}}
 {{- if and (index $v $kind "secretName") (not (index $v $kind "key")) -}}
 {{- fail (printf "killswitch: killswitch.%s.key is empty; name the key of the Secret %q" $kind (index $v $kind "secretName")) -}}
@@ -72,6 +75,15 @@
 {{- $wanted := index . 1 -}}
 {{- $known := or ($root.Capabilities.APIVersions.Has "monitoring.coreos.com/v1") ($root.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/PodMonitor") -}}
 {{- if eq (toString $wanted) "auto" -}}{{- if $known -}}true{{- end -}}{{- else if $wanted -}}true{{- end -}}
+{{- end }}
+
+{{/* Where probes and Prometheus find the operations port. */}}
+{{- define "killswitch.scheme" -}}
+{{- with .Values.killswitch.webConfig -}}{{- ternary "https" "http" (and (ne .secretName "") .tls) -}}{{- end -}}
+{{- end }}
+
+{{- define "killswitch.healthIsApart" -}}
+{{- with .Values.killswitch.webConfig -}}{{- if and .secretName .clientCertificates -}}true{{- end -}}{{- end -}}
 {{- end }}
 
 {{- define "killswitch.labels" -}}
