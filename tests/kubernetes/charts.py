@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pytest
 import yaml
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT7
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,3 +138,30 @@ def template(
     for one in sets:
         options += ["--set-json", one]
     return helm("template", RELEASE, chart, *options, version=version)
+
+
+# Schemas of Kubernetes
+
+FOLDER = files("kubernetes_validate") / "kubernetes-json-schema"
+DEFINITIONS = "_definitions.json"
+
+
+@functools.cache
+def definitions(kubernetes: str) -> Registry[Any]:
+    """What the schemas of a Kubernetes version refer to: megabytes, so read and indexed once."""
+    text = (FOLDER / f"v{kubernetes}-local-strict" / DEFINITIONS).read_text()
+    resource = Resource.from_contents(json.loads(text), default_specification=DRAFT7)
+    return Registry().with_resource(DEFINITIONS, resource).crawl()
+
+
+def schema_file(manifest: Manifest) -> str:
+    group, _, version = manifest["apiVersion"].rpartition("/")
+    name = [manifest["kind"], *([group.partition(".")[0]] if group else []), version]
+    return "-".join(name).lower() + ".json"
+
+
+def complaints(manifest: Manifest, kubernetes: str) -> list[str]:
+    """What the strict schema of this Kubernetes version has against a manifest."""
+    schema = json.loads((FOLDER / f"v{kubernetes}-local-strict" / schema_file(manifest)).read_text())
+    validator = jsonschema.Draft7Validator(schema, registry=definitions(kubernetes))
+    return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in validator.iter_errors(manifest)]

@@ -88,6 +88,33 @@ def test_the_change_to_the_example_is_as_small_as_the_documentation_says() -> No
     assert sum(1 for one in (EXAMPLE / "after/templates").iterdir()) == 4
 
 
+@pytest.mark.parametrize("version", [3, 4], ids=["helm3", "helm4"])
+def test_the_steps_of_the_documentation_guard_a_chart_of_helm_create(version: int, tmp_path: Path) -> None:
+    steps = _yaml_blocks(ROOT / "docs" / "KUBERNETES.md")
+    dependency, around, beside, chosen = steps[:4]
+    assert helm("create", tmp_path / "trader", version=version).returncode == 0
+    chart = tmp_path / "trader"
+    with (chart / "Chart.yaml").open("a") as declared:
+        declared.write(dependency.replace("file://../killswitch-sidecar/helm/killswitch-lib", f"file://{LIBRARY}"))
+    workload = chart / "templates" / "deployment.yaml"
+    workload.write_text(around.replace("# … the Deployment that was there …\n", workload.read_text()))
+    (chart / "templates" / "killswitch.yaml").write_text(beside)
+    with (chart / "values.yaml").open("a") as values:
+        values.write(chosen)
+    assert helm("dependency", "build", chart, version=version).returncode == 0
+    rendering = render(chart, version=version)
+    assert mounts(rendering.guarded["spec"]["containers"][0])["killswitch-run"]["readOnly"] is True
+    config = tmp_path / "config.yaml"
+    config.write_text(rendering.data("-config")["config.yaml"])
+    assert load_settings(config, ENVIRON).switch.name == "trading/desk-0"
+    assert helm("lint", "--strict", chart, version=version).returncode == 0
+
+
+def _yaml_blocks(document: Path) -> list[str]:
+    parts = document.read_text().split("```yaml\n")[1:]
+    return [part.partition("```")[0] for part in parts]
+
+
 # Other charts
 
 
