@@ -99,6 +99,14 @@ class Bot:
         if order is not None:
             self._try(order)
 
+    def flatten(self) -> None:
+        """Close the position with one order, if the gate lets it, and say what is left."""
+        position = self._book.position
+        if position:
+            self._try(Order(side="sell" if position > 0 else "buy", quantity=abs(position)))
+        self.export()
+        self.say("flattened", position=self._book.position, sent=self._sent)
+
     def _try(self, order: Order) -> None:
         try:
             self._gate.check_can_execute(
@@ -204,6 +212,9 @@ def _arguments(argv: Sequence[str] | None) -> Any:
     parser.add_argument(
         "--until-signal", action="store_true", help="go on when standard input ends; a container may have none"
     )
+    parser.add_argument(
+        "--flatten", action="store_true", help="close the position at the end, as far as the gate lets it"
+    )
     parser.add_argument("--seed", type=int, default=7, help="of the price and the orders (default: 7)")
     return parser.parse_args(argv)
 
@@ -226,6 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ends = {"end_with_it": not options.until_signal}
         threading.Thread(target=_read_standard_input, args=(lines,), kwargs=ends, name="stdin", daemon=True).start()
         trade(bot, lines)
+        if options.flatten:
+            bot.flatten()
     finally:
         server.shutdown()
         server.server_close()

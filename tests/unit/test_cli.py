@@ -845,3 +845,10 @@ def test_words_are_short_and_exact():
     assert moment_text("2026-03-01T11:59:00Z", NOW) == "2026-03-01 11:59:00 UTC (1 min ago)"
     assert moment_text("2026-03-01T12:00:30Z", NOW) == "2026-03-01 12:00:30 UTC (in 30 s)"
     assert moment_text("soon", NOW) == "soon"
+
+
+@pytest.mark.parametrize("value", ["soon", "-1s", "2h"])
+def test_a_lingering_that_cannot_be_meant_is_wrong_usage(value: str) -> None:
+    done = CliRunner().invoke(killswitch, ["serve", "--linger", value])
+    assert done.exit_code == 2
+    assert "--linger" in done.output

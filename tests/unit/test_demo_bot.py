@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from sidecar.client import GateDecision, TradingBlockedError
-from sidecar.demo.book import Book
+from sidecar.demo.book import Book, Order
 from sidecar.demo.bot import COMMANDS, Bot, Metrics, trade
 
 pytestmark = pytest.mark.slow
@@ -141,6 +141,21 @@ def test_a_line_that_is_not_understood_changes_nothing_and_says_what_there_is(li
     assert desk.book.drawdown == 0.0
 
 
+@pytest.mark.parametrize(("code", "left"), [("allowed", 0), ("killed", 30)])
+def test_the_position_is_closed_at_the_end_as_far_as_the_gate_lets_it(code: str, left: int) -> None:
+    desk = Desk(code)
+    desk.book.fill(Order(side="buy", quantity=30))
+    desk.bot.flatten()
+    assert [(order["side"], order["quantity"], order["position"]) for order in desk.gate.asked] == [("sell", 30, 30)]
+    assert (desk.book.position, desk.events[-1]["position"], desk.value("position_quantity")) == (left, left, left)
+
+
+def test_nothing_is_sent_to_close_no_position() -> None:
+    desk = Desk("allowed")
+    desk.bot.flatten()
+    assert desk.gate.asked == []
+
+
 def test_trading_obeys_lines_as_they_come_and_ends_with_the_last() -> None:
     desk = Desk("allowed")
     lines: SimpleQueue[str | None] = SimpleQueue()
@@ -188,6 +203,26 @@ def test_the_process_ends_with_its_standard_input(process: "subprocess.Popen[str
     _ready(process)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, "")
+
+
+def test_a_container_without_standard_input_goes_on_and_flattens_when_told_to_end() -> None:
+    argv = [sys.executable, "-m", "sidecar.demo.bot", "--gate", "http://127.0.0.1:9", "--until-signal", "--flatten"]
+    argv += ["--metrics-address", "0.0.0.0"]
+    process = subprocess.Popen(
+        argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        port = _ready(process)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)  # its standard input was at its end before it was ready
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).close()
+        process.terminate()
+        out, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert json.loads(out.splitlines()[-1])["event"] == "flattened"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -163,3 +163,10 @@ def test_who_scrapes_directly_and_names_no_prometheus_has_none(
     file = tmp_path / "config.yaml"
     file.write_text(f"switch: {{name: s}}\n{text}\n")
     assert load_settings(file, {}).prometheus.urls == urls
+
+
+@pytest.mark.parametrize("word", ["off", "'off'", "false", "no"])
+def test_a_gate_may_have_no_address(word: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"switch: {{name: desk}}\ngate: {{listen: {word}}}\n")
+    assert load_settings(file, {}).gate.listen is None
