@@ -47,6 +47,10 @@ fmt: .venv ## Format the code and apply the linter's safe fixes
 bench: .venv ## Measure the gate, the page and an evaluation on this machine
 	@$(bin)/python tests/benchmarks/run.py
 
+.PHONY: faults
+faults: setup ## Break what can break, for longer than `make test` does (FAULTS=10: so many times as often; half an hour)
+	@FAULTS=$${FAULTS:-10} $(bin)/python -m pytest -s --timeout 3600 tests/faults
+
 .PHONY: lock
 lock: ## Write the lock files anew after a change of dependencies (UPGRADE=1: newest versions)
 	@.ci/lock

@@ -529,6 +529,7 @@ class Application:
             if self.prometheus is not None:
                 self._retired.append(self.prometheus)
             self.prometheus = _build_prometheus(settings)
+            self.evaluator.forget_newest()
         if settings.scrape != self.settings.scrape:
             self.scrapes = _build_scrapes(settings)
             self._scrapes_changed.set()

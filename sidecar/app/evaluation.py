@@ -15,11 +15,22 @@ from typing import Protocol
 from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import Clock
 from sidecar.app.keeper import Keeper
+from sidecar.app.sources import PROMETHEUS
 from sidecar.core.events import Demand, EventKind, HoldRemoved, Waiver
 from sidecar.core.states import Action, Instant, Mode
 from sidecar.core.switch import Change
 from sidecar.rules.model import AlertMatch, Connectivity, Expression, Group, OrderRate, Rule, RuleSet, Threshold
-from sidecar.rules.readings import Answer, Failure, Fresh, Reading, Series, failure_reason, take_reading
+from sidecar.rules.readings import (
+    Answer,
+    Failure,
+    Fresh,
+    Newest,
+    Reading,
+    Series,
+    failure_reason,
+    newest,
+    take_reading,
+)
 from sidecar.rules.triggers import (
     QUIET,
     Status,
@@ -94,6 +105,7 @@ class Evaluator:
         self._reported: dict[str, float] = {}
         self._shadowing: set[str] = set()
         self._held: dict[str, Demand] = {}
+        self._newest: dict[str, Newest] = {}
         self._stored: dict[str, Trigger] = {}
         self._asked: tuple[Demand, ...] = ()
         keeper.observers.change.append(self._on_change)
@@ -125,9 +137,14 @@ class Evaluator:
         self._reported = {name: at for name, at in self._reported.items() if name in new}
         self._shadowing &= new.keys()
         self._held = {name: demand for name, demand in self._held.items() if name in new and new[name].enforcing}
+        self._newest = {name: mark for name, mark in self._newest.items() if new.get(name) == old.get(name)}
         self.counters.forget_all_but(new.keys())
         self._keeper.publish()
         self._put_back()
+
+    def forget_newest(self) -> None:
+        """Judge the next answers as the first ones: another server gives them, with a clock of its own."""
+        self._newest.clear()
 
     def restore(self, triggers: dict[str, Trigger], asked: Sequence[Demand] = ()) -> None:
         """Give the timers that were stored to the rules of these names, now or as soon as their files can be read.
@@ -319,7 +336,10 @@ class Evaluator:
             series=rule.series,
             may_be_empty=isinstance(rule.condition, Expression | AlertMatch),
             warnings_count=self.warnings_count,
+            behind=self._behind(rule, answer, now),
         )
+        if isinstance(reading, Fresh) and isinstance(answer, Answer):
+            self._newest[rule.trigger] = newest(self._newest.get(rule.trigger), answer, now.mono)
         self._count(rule, reading)
         before = self.triggers[rule.trigger]
         trigger = evaluate(self._in_force(rule), reading, before, now)
@@ -329,6 +349,13 @@ class Evaluator:
         else:
             self._act(rule, trigger, answer, now)
         self._report(rule, before, trigger, now)
+
+    def _behind(self, rule: Rule, answer: Answer | Failure, now: Instant) -> float:
+        # What we look at ourselves is stamped by our own clock, which may be set back; no cache stands in between.
+        if rule.query is None or rule.source != PROMETHEUS:
+            return 0.0
+        known = self._newest.get(rule.trigger)
+        return 0.0 if known is None else known.behind(answer, now.mono)
 
     def renew(self, rule: Rule) -> None:
         """Let a trigger that fires count as firing anew, for something that is a cause of its own has come to it."""

@@ -107,6 +107,40 @@ class Failed:
     series: tuple[Series, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Newest:
+    """The newest moment that fresh answers to one rule have told of, and when that was.
+
+    An answer says itself how old its samples are, by the clock of its source. A cache in between repeats a young answer
+    for ever, and a server whose clock goes back an hour finds the samples of an hour ago and calls them young. So our
+    own running time is counted from the newest moment heard of: what does not move beyond it grows old.
+
+    Attributes:
+        moment: of the oldest sample in the newest answer, else of its evaluation; Unix seconds of the source.
+        heard: running seconds, ours.
+    """
+
+    moment: float
+    heard: float
+
+    def behind(self, answer: Answer | Failure, now: float) -> float:
+        """Seconds by which an answer is older than what could be known at `now` (running seconds); 0 if it is news."""
+        if isinstance(answer, Failure) or _moment(answer) > self.moment:
+            return 0.0
+        return self.moment - _moment(answer) + now - self.heard
+
+
+def newest(known: Newest | None, answer: Answer, now: float) -> Newest:
+    """Take a fresh answer into account, received at `now` (running seconds)."""
+    if known is not None and _moment(answer) <= known.moment:
+        return known
+    return Newest(moment=_moment(answer), heard=now)
+
+
+def _moment(answer: Answer) -> float:
+    return answer.evaluated_at if answer.oldest_sample is None else answer.oldest_sample
+
+
 Reading = Fresh | Stale | Missing | Ambiguous | Partial | Failed
 
 FAILURE_REASONS = (
@@ -128,7 +162,13 @@ FAILURE_REASONS = (
 
 
 def take_reading(
-    answer: Answer | Failure, *, max_age: float, series: int | None, may_be_empty: bool, warnings_count: bool = True
+    answer: Answer | Failure,
+    *,
+    max_age: float,
+    series: int | None,
+    may_be_empty: bool,
+    warnings_count: bool = True,
+    behind: float = 0.0,
 ) -> Reading:
     """Judge an answer by a rule's demands on its data.
 
@@ -138,6 +178,7 @@ def take_reading(
         series: how many series there must be; None takes any number.
         may_be_empty: True where an empty result is an answer in itself, as for an alert-style expression.
         warnings_count: False takes an answer with warnings as whole.
+        behind: seconds by which it is older than what this source has told before, from `Newest.behind`.
     """
     if isinstance(answer, Failure):
         return Failed(reason=answer.reason, message=answer.message, unreachable=answer.unreachable)
@@ -148,7 +189,7 @@ def take_reading(
     if answer.series and series is not None and len(answer.series) != series:
         return Ambiguous(seen=len(answer.series), wanted=series)
     age = None if answer.oldest_sample is None else answer.evaluated_at - answer.oldest_sample
-    return _judge_values(answer, age, max_age)
+    return _judge_values(answer, age, max_age, behind)
 
 
 def _is_missing(answer: Answer, *, series: int | None, may_be_empty: bool) -> bool:
@@ -158,11 +199,11 @@ def _is_missing(answer: Answer, *, series: int | None, may_be_empty: bool) -> bo
     return True
 
 
-def _judge_values(answer: Answer, age: float | None, max_age: float) -> Reading:
+def _judge_values(answer: Answer, age: float | None, max_age: float, behind: float) -> Reading:
     if age is not None and isnan(age):
         return Failed(reason="bad_response", message="the time of the sample is not a number")
-    if age is not None and age > max_age:
-        return Stale(age=age, max_age=max_age)
+    if (known_age := max(behind, age or 0.0)) > max_age:
+        return Stale(age=known_age, max_age=max_age)
     if age is not None and age < -FUTURE_TOLERANCE_SECONDS:
         return Failed(reason="future", message=f"the sample is {-age:.1f} s in the future of the server's own clock")
     for one in answer.series:

@@ -268,7 +268,7 @@ async def test_cooldown_limits_reports_and_never_the_action() -> None:
         world.clock.jump(10.0)
     assert world.audited().count("trigger.firing") == 1
     world.clock.jump(60.0)
-    await world.look(dd=value(-0.2))
+    await world.look(dd=value(-0.2, at=world.clock.now().wall))
     assert world.audited().count("trigger.firing") == 2
 
 
@@ -602,3 +602,54 @@ async def test_running_timers_are_those_worth_saving() -> None:
     world.load(drawdown(for_=60.0), drawdown("quiet"))
     await world.look(dd=value(-0.2), quiet=value(0.0))
     assert list(world.evaluator.running_timers()) == ["dd"]
+
+
+async def test_an_answer_that_is_repeated_for_ever_grows_old_by_our_own_clock() -> None:
+    world = World()
+    world.load(drawdown())
+    await world.look(dd=value(-0.01))
+    assert world.trigger().armed
+    world.clock.jump(59.0)
+    await world.look(dd=value(-0.01))
+    assert world.trigger().armed
+    world.clock.jump(2.0)
+    await world.look(dd=value(-0.01))
+    assert not world.trigger().armed
+    assert world.evaluator.counters.failures["dd"] == {"stale": 1}
+    await world.look(dd=value(-0.01, at=world.clock.now().wall))
+    assert world.trigger().armed
+
+
+async def test_a_server_whose_clock_goes_back_is_believed_only_once_another_takes_its_place() -> None:
+    world = World()
+    world.load(drawdown())
+    await world.look(dd=value(-0.01))
+    an_hour_ago = value(-0.01, at=value(0.0).evaluated_at - 3600.0)
+    await world.look(dd=an_hour_ago)
+    assert not world.trigger().armed
+    world.evaluator.forget_newest()
+    await world.look(dd=an_hour_ago)
+    assert world.trigger().armed
+
+
+async def test_what_is_looked_at_by_ourselves_is_not_compared_with_an_earlier_look_for_our_clock_may_be_set_back() -> (
+    None
+):
+    world = World()
+    world.load(drawdown(source="scrape:trader"))
+    await world.look(dd=value(-0.01))
+    await world.look(dd=value(-0.01, at=value(0.0).evaluated_at - 3600.0))
+    assert world.trigger().armed
+
+
+async def test_a_rule_that_a_reload_changes_starts_with_its_first_answer_and_one_that_stays_does_not() -> None:
+    world = World()
+    world.load(drawdown())
+    await world.look(dd=value(-0.01))
+    an_hour_ago = value(-0.01, at=value(0.0).evaluated_at - 3600.0)
+    world.load(drawdown())
+    await world.look(dd=an_hour_ago)
+    assert not world.trigger().armed
+    world.load(drawdown(max_age=61.0))
+    await world.look(dd=an_hour_ago)
+    assert world.trigger().armed

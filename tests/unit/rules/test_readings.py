@@ -12,12 +12,14 @@ from sidecar.rules.readings import (
     Failure,
     Fresh,
     Missing,
+    Newest,
     Partial,
     Reading,
     Series,
     Stale,
     describe,
     failure_reason,
+    newest,
     take_reading,
 )
 
@@ -136,3 +138,39 @@ def test_what_is_not_fresh_says_why_in_words_and_by_a_label(reading: Reading, re
 def test_a_fresh_reading_needs_no_words() -> None:
     fresh = read(answer(1.0))
     assert (describe(fresh), failure_reason(fresh)) == ("", None)
+
+
+def test_a_first_answer_and_a_newer_one_are_news_and_a_repeated_one_grows_old() -> None:
+    first = newest(None, answer(1.0, age=2.0), 100.0)
+    assert first == Newest(moment=AT - 2.0, heard=100.0)
+    assert newest(first, answer(1.0, age=1.0), 101.0) == Newest(moment=AT - 1.0, heard=101.0)
+    assert newest(first, answer(1.0, age=2.0), 101.0) is first
+    assert first.behind(answer(1.0, age=1.0), 1e9) == 0.0
+    assert first.behind(answer(1.0, age=2.0), 130.0) == 30.0
+    assert first.behind(answer(1.0, age=12.0), 130.0) == 40.0
+
+
+def test_an_answer_without_a_sample_counts_by_its_time_of_evaluation() -> None:
+    first = newest(None, answer(1.0, age=None), 100.0)
+    assert first == Newest(moment=AT, heard=100.0)
+    assert first.behind(answer(1.0, age=None), 107.0) == 7.0
+
+
+def test_a_failure_is_not_old() -> None:
+    seen = Failure(reason="unreachable", message="m", unreachable=True)
+    assert Newest(moment=AT, heard=100.0).behind(seen, 1e9) == 0.0
+
+
+@pytest.mark.parametrize(("age", "behind", "fresh"), [(1.0, 60.0, True), (1.0, 60.1, False), (61.0, 0.0, False)])
+def test_what_lies_behind_what_was_told_before_is_as_old_as_that(age: float, behind: float, fresh: bool) -> None:
+    reading = take_reading(answer(1.0, age=age), max_age=60.0, series=None, may_be_empty=False, behind=behind)
+    assert reading == (
+        Fresh(series=(Series(value=1.0),), evaluated_at=AT, age=age)
+        if fresh
+        else Stale(age=max(age, behind), max_age=60.0)
+    )
+
+
+def test_an_empty_answer_to_an_expression_grows_old_too() -> None:
+    reading = take_reading(answer(age=None), max_age=60.0, series=None, may_be_empty=True, behind=61.0)
+    assert reading == Stale(age=61.0, max_age=60.0)
