@@ -215,6 +215,7 @@ class StateFolder:
                 self._replace(name, payload)
             except OSError as error:
                 self._discard_temporary(name)
+                self._check_place()
                 raise SaveFailed(
                     f"could not write {self._path / name}: {error.strerror or error!r}; "
                     "the copy that was there is kept, free space or repair the volume, saving is tried again"

@@ -239,7 +239,7 @@ async def test_a_blind_rule_that_halts_is_audited_when_it_halts_and_when_it_lift
     await world.look(dd=DOWN)
     assert world.restriction is Restriction.HALT
     assert world.audited() == ["trigger.restricts"]
-    await world.look(dd=value(0.0))
+    await world.look(dd=value(0.0, at=world.clock.now().wall))
     assert world.restriction is Restriction.NONE
     assert world.audited() == ["trigger.restricts", "trigger.lifted"]
 

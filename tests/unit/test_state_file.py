@@ -488,7 +488,7 @@ def test_a_folder_deleted_in_mid_run_is_not_called_durable(place: Path) -> None:
     folder.load(newest_audit_epoch=None)
     (place / "lock").unlink()
     place.rmdir()
-    with pytest.raises(SaveFailed, match="could not write"):
+    with pytest.raises(SaveFailed, match="put the folder back"):
         folder.save(document(1))
     folder.close()
 
