@@ -188,6 +188,10 @@ class Prometheus:
             f"global: {{scrape_interval: 250ms, scrape_timeout: 200ms}}\nscrape_configs: {jobs}\n"
         )
 
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Start with this configuration instead."""
+        (self._folder / "prometheus.yml").write_text(yaml.safe_dump(dict(config)))
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -225,6 +229,16 @@ class Prometheus:
         finally:
             connection.close()
         return answer["data"]["result"] if answer["status"] == "success" else []
+
+    def alerts(self, name: str, state: str = "firing") -> list[dict[str, Any]]:
+        """The alerts of this name that its own rules have in this state."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/api/v1/alerts")
+            found = json.loads(connection.getresponse().read())["data"]["alerts"]
+        finally:
+            connection.close()
+        return [one for one in found if one["labels"]["alertname"] == name and one["state"] == state]
 
     def signal(self, number: int) -> None:
         assert self._process is not None

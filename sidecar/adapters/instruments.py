@@ -70,6 +70,7 @@ class TriggerTelemetry:
     Attributes:
         name: of the rule.
         status: inactive, pending or firing.
+        enabled: whether the rule is evaluated at all.
         armed: whether its last evaluation gave a fresh reading.
         waived: whether a recovery overlooks it at present.
         value: what was read last.
@@ -83,6 +84,7 @@ class TriggerTelemetry:
 
     name: str
     status: Status
+    enabled: bool = True
     armed: bool
     waived: bool
     value: float | None
@@ -126,6 +128,7 @@ class RecordTelemetry:
         reload_success: Unix seconds of the last success; None if there was none.
         config_loosened: how often a reload, or this start, made something less strict.
         webhook_alerts: alerts received, by what became of them, out of WEBHOOK_RESULTS.
+        log_lines_dropped: lines that nobody took from standard output and error in time.
     """
 
     audit_events: int = 0
@@ -136,6 +139,7 @@ class RecordTelemetry:
     reload_success: float | None
     config_loosened: int = 0
     webhook_alerts: Mapping[str, int] = field(default_factory=dict)
+    log_lines_dropped: int = 0
 
 
 class Telemetry(Protocol):
@@ -150,8 +154,8 @@ class Telemetry(Protocol):
     def missed_iterations(self) -> Mapping[str, int]:
         """For every group, how many evaluations were left out because earlier ones took too long."""
 
-    def sources(self) -> Mapping[str, bool]:
-        """For every source, whether it answered last time."""
+    def sources(self) -> Mapping[str, bool | None]:
+        """For every source, whether it answered last time; None for one that nobody has asked yet."""
 
     def gate(self) -> GateTelemetry:
         """The gate."""
@@ -396,6 +400,9 @@ class _TriggerFamilies:
         self._armed = _gauge(
             "killswitch_trigger_armed", trigger, "1 if the rule's last evaluation gave a fresh reading: it could fire."
         )
+        self._enabled = _gauge(
+            "killswitch_trigger_enabled", trigger, "1 unless the rule says enabled: false; then it is not evaluated."
+        )
         self._waived = _gauge("killswitch_trigger_waived", trigger, "1 while an approved recovery overlooks the rule.")
         self._value = _gauge("killswitch_trigger_value", trigger, "What the rule read last; NaN if nothing.")
         self._threshold = _gauge(
@@ -430,6 +437,7 @@ class _TriggerFamilies:
         names = [(one.name,) for one in triggers]
         yield self._status.of(zip(names, (_STATUS_ROWS[one.status] for one in triggers), strict=True))
         yield self._armed.of(zip(names, ((one.armed,) for one in triggers), strict=True))
+        yield self._enabled.of(zip(names, ((one.enabled,) for one in triggers), strict=True))
         yield self._waived.of(zip(names, ((one.waived,) for one in triggers), strict=True))
         yield self._value.of(zip(names, ((_known(one.value),) for one in triggers), strict=True))
         yield self._threshold.of(zip(names, ((_known(one.threshold),) for one in triggers), strict=True))
@@ -461,7 +469,9 @@ class _RecordFamilies:
             "Evaluations of the group that were left out because earlier ones took longer than the interval.",
         )
         self._source_up = _gauge(
-            "killswitch_source_up", ("source",), "1 if the source answered when it was asked last."
+            "killswitch_source_up",
+            ("source",),
+            "1 if the source answered when it was asked last; NaN if nobody asked it yet.",
         )
         self._breach_to_block = _Histogram(
             "killswitch_breach_to_block_seconds", "Time from the sample that broke a limit to the closed gate."
@@ -506,13 +516,18 @@ class _RecordFamilies:
             (),
             "Reloads and starts that made something less strict; the audit has the difference.",
         )
+        self._logs_dropped = _counter(
+            "killswitch_log_lines_dropped",
+            (),
+            "Log and audit lines that were not written to standard error and output, for nobody took them in time.",
+        )
 
     def collect(
         self, telemetry: Telemetry, evaluations: Distribution, breaches: Distribution, lease_delays: Distribution
     ) -> Iterator[Metric]:
         yield self._evaluation_duration.of_distribution(evaluations)
         yield self._missed.of(((group,), (count,)) for group, count in telemetry.missed_iterations().items())
-        yield self._source_up.of(((source,), (up,)) for source, up in telemetry.sources().items())
+        yield self._source_up.of(((source,), (_known(up),)) for source, up in telemetry.sources().items())
         yield self._breach_to_block.of_distribution(breaches)
         yield self._lease_delay.of_distribution(lease_delays)
         gate = telemetry.gate()
@@ -529,3 +544,4 @@ class _RecordFamilies:
         yield self._reload_successful.only(seen.reload_successful)
         yield self._reload_success.only(_known(seen.reload_success))
         yield self._loosened.only(seen.config_loosened)
+        yield self._logs_dropped.only(seen.log_lines_dropped)

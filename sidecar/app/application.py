@@ -83,12 +83,20 @@ class Application:
         environ: for rule files, the approval code and the run folders.
         clock: where `now` comes from.
         probes: what answers rules without a query, by rule type.
+        dropped_log_lines: how many lines of log and audit nobody took.
     """
 
     def __init__(
-        self, *, settings: Settings, environ: Mapping[str, str], clock: Clock, probes: Mapping[str, Probe]
+        self,
+        *,
+        settings: Settings,
+        environ: Mapping[str, str],
+        clock: Clock,
+        probes: Mapping[str, Probe],
+        dropped_log_lines: Callable[[], int] = lambda: 0,
     ) -> None:
         self.settings = settings
+        self.dropped_log_lines = dropped_log_lines
         self.environ = environ
         self.clock = clock
         self.started = clock.now()

@@ -35,12 +35,12 @@ def serve(config_path: str | None, environ: Mapping[str, str], *, linger: float 
         return 1
     logs = Logs(level=settings.logging.level, form=settings.logging.format)
     try:
-        return uvloop.run(_serve(settings, environ, linger))
+        return uvloop.run(_serve(settings, environ, logs, linger))
     finally:
         logs.stop()
 
 
-async def _serve(settings: Settings, environ: Mapping[str, str], linger: float) -> int:
+async def _serve(settings: Settings, environ: Mapping[str, str], logs: Logs, linger: float) -> int:
     watchdog, connectivity = Watchdog(), ConnectivityProbes()
     try:
         app = Application(
@@ -48,6 +48,7 @@ async def _serve(settings: Settings, environ: Mapping[str, str], linger: float) 
             environ=environ,
             clock=SystemClock(),
             probes={"watchdog": watchdog.probe, "connectivity": connectivity.probe},
+            dropped_log_lines=lambda: logs.dropped,
         )
         _handle_signals(app, linger)
         await app.run()

@@ -30,9 +30,6 @@ LOOSENED_SECONDS = 900.0
 """A moment is no alert. What a reload loosened is one for so long, for somebody must see it."""
 START_SECONDS = 60.0
 """Time to get ready after a start, before not being ready is worth an alert."""
-RUNBOOK = "docs/ALERTMANAGER.md"
-"""Where every alert has a heading of its own."""
-
 Key = tuple[tuple[str, str], ...]
 
 
@@ -290,7 +287,8 @@ class Notifications:
             annotations={
                 "summary": f"{app.switch.name}: {summary}",
                 "description": description,
-                "runbook_url": f"{RUNBOOK}#{name.lower()}",
+                # The runbook has a heading for every alert.
+                "runbook_url": f"{app.settings.alertmanager.notify.runbook_url}#{name.lower()}",
             },
             starts_at=self._board.since(known, app.clock.now()) if since is None else since,
         )

@@ -57,6 +57,7 @@ class AppTelemetry:
         return TriggerTelemetry(
             name=name,
             status=trigger.status,
+            enabled=rule.enabled,
             armed=rule.enabled and trigger.armed,
             waived=name in waivers,
             value=trigger.value,
@@ -73,9 +74,10 @@ class AppTelemetry:
         missed = self._app.evaluator.counters.missed
         return {name: missed.get(name, 0) for name in self._app.evaluator.group_names()}
 
-    def sources(self) -> Mapping[str, bool]:
-        """Whether each source answered last time."""
-        return {name: up for name, up, _ in self._app.sources.states()}
+    def sources(self) -> Mapping[str, bool | None]:
+        """Whether each source answered last time; None for one that nobody has asked yet."""
+        # One that is down has an error as soon as somebody has asked it.
+        return {name: up or (False if error else None) for name, up, error in self._app.sources.states()}
 
     def gate(self) -> GateTelemetry:
         """What the gate has answered."""
@@ -91,6 +93,7 @@ class AppTelemetry:
             state_write_failures=app.keeper.write_failures,
             config_loosened=app.config_loosened,
             webhook_alerts=app.alerts.results,
+            log_lines_dropped=app.dropped_log_lines(),
             reload_successful=app.reloader.successful,
             reload_success=app.reloader.loaded,
         )

@@ -134,9 +134,10 @@ class Webhook:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Notify:
-    """Alertmanagers that get our alerts; each of them gets all."""
+    """Alertmanagers that get our alerts, each of them all, and where people find what to do about one."""
 
     urls: tuple[str, ...] = ("http://alertmanager:9093",)
+    runbook_url: str = "docs/RUNBOOK.md"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,7 +378,10 @@ class _Builder:
                 allow_unauthenticated=webhook.allow_unauthenticated,
                 expires=webhook.expires,
             ),
-            notify=Notify(urls=self._config.alertmanager.notify.urls),
+            notify=Notify(
+                urls=self._config.alertmanager.notify.urls,
+                runbook_url=self._config.alertmanager.notify.runbook_url,
+            ),
         )
 
     def _recovery(self) -> Recovery:

@@ -245,6 +245,12 @@ class WebhookSection(Section):
     )
 
 
+def _runbook(value: str) -> str:
+    if not value or "#" in value:
+        raise ValueError(f"must be the address of the whole runbook, not {value!r}: each alert adds its own heading")
+    return value
+
+
 class NotifySection(Section):
     """What we send to Alertmanager."""
 
@@ -252,6 +258,10 @@ class NotifySection(Section):
         ("http://alertmanager:9093",),
         ["http://alertmanager:9093"],
         "Every one of them gets our alerts. `[]` for none.",
+    )
+    runbook_url: Annotated[str, from_text(_runbook), json_text("address", ".+")] = Field(
+        default="docs/RUNBOOK.md",
+        description="What `runbook_url` of our alerts begins with: where your people read the runbook.",
     )
 
 

@@ -1,11 +1,13 @@
 """Every metric, name and label set by name: dashboards and alerts of others hang on them."""
 
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,7 +78,7 @@ class FakeTelemetry:
         )
         self.rules: Sequence[TriggerTelemetry] = (trigger(),)
         self.missed: Mapping[str, int] = {"portfolio": 0}
-        self.up: Mapping[str, bool] = {"prometheus": True, "scrape:trader": False}
+        self.up: Mapping[str, bool | None] = {"prometheus": True, "scrape:trader": False}
         self.answers = FakeGate()
         self.written = RecordTelemetry(reload_successful=True, reload_success=5.0)
 
@@ -89,7 +91,7 @@ class FakeTelemetry:
     def missed_iterations(self) -> Mapping[str, int]:
         return self.missed
 
-    def sources(self) -> Mapping[str, bool]:
+    def sources(self) -> Mapping[str, bool | None]:
         return self.up
 
     def gate(self) -> FakeGate:
@@ -138,6 +140,7 @@ CONTRACT: dict[str, tuple[str, set[tuple[str, ...]]]] = {
     "killswitch_transitions_total": ("counter", {("from", "to")}),
     "killswitch_trigger_status": ("gauge", {("status", "trigger")}),
     "killswitch_trigger_armed": ("gauge", {("trigger",)}),
+    "killswitch_trigger_enabled": ("gauge", {("trigger",)}),
     "killswitch_trigger_waived": ("gauge", {("trigger",)}),
     "killswitch_trigger_value": ("gauge", {("trigger",)}),
     "killswitch_trigger_threshold": ("gauge", {("trigger",)}),
@@ -161,6 +164,7 @@ CONTRACT: dict[str, tuple[str, set[tuple[str, ...]]]] = {
     "killswitch_config_last_reload_successful": ("gauge", {()}),
     "killswitch_config_last_reload_success_timestamp_seconds": ("gauge", {()}),
     "killswitch_config_loosened_total": ("counter", {()}),
+    "killswitch_log_lines_dropped_total": ("counter", {()}),
 }
 
 
@@ -176,6 +180,11 @@ def test_the_metrics_are_those_that_are_documented_with_their_labels_and_types(s
     }
     assert ours == CONTRACT
     assert all(family.documentation for family in families)
+
+
+def test_every_metric_stands_in_the_document_and_no_other(scraped: Scraped) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "METRICS.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(killswitch_\w+)` \|", page, re.MULTILINE)) == set(CONTRACT)
 
 
 def test_the_process_and_the_platform_are_shown_too(scraped: Scraped) -> None:
