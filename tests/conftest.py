@@ -1,7 +1,9 @@
-"""What holds for every test: in continuous integration nothing is skipped.
+"""What holds for every test: in continuous integration nothing is skipped, and what a test measured is told at the end.
 
 A test that skips because a program is missing looks like a passed one at the end of a long log. With ``CI`` set,
 each skip is a failure that says why it was skipped. An expected failure (xfail) stays what it is.
+
+What a test gives to ``record_property("told", …)`` is printed after the tests, whichever process ran it.
 """
 
 import os
@@ -34,3 +36,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_if_skipped(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what passed tests have to tell."""
+    passed = terminalreporter.getreports("passed")
+    told = [value for report in passed for name, value in report.user_properties if name == "told"]
+    if told:
+        terminalreporter.section("told by the tests")
+        for line in dict.fromkeys(told):
+            terminalreporter.write_line(str(line))

@@ -81,11 +81,12 @@ class Notifier:
             self._urls = tuple(urls)
             self._moved.set()
 
-    def show(self, alerts: Sequence[OwnAlert]) -> None:
-        """Push this picture now, and again while it holds. Returns at once."""
+    def show(self, alerts: Sequence[OwnAlert], *, at_once: bool = True) -> None:
+        """Push this picture now, or else when the next push is due, and again while it holds. Returns at once."""
         self._alerts = tuple(alerts)
-        for one in self._receivers:
-            one.changed.set()
+        if at_once:
+            for one in self._receivers:
+                one.changed.set()
 
     async def run(self) -> None:
         """Push for ever."""

@@ -6,14 +6,14 @@ Every one carries the label by which a sidecar's webhook knows that it must not 
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sidecar.adapters.notifier import Notifier, OwnAlert
 from sidecar.app.alerts import ORIGIN_LABEL
-from sidecar.core.events import CauseCode
+from sidecar.core.events import Cause, CauseCode
 from sidecar.core.states import Action, Instant, Mode, Stage, State
 from sidecar.rules.model import Rule
 from sidecar.rules.triggers import Status, Trigger, explain, fill
@@ -100,8 +100,9 @@ class Notifications:
         """Look once, and show what there is where it changed."""
         before = self._board.alerts
         moved = self._board.update(self._holding(), self._app.clock.now())
-        if moved or len(before) != len(self._board.alerts):
-            self._notifier.show(self._board.alerts)
+        if self._board.alerts != before:
+            # Words that change while an alert holds, as a rule's value does every second, wait for the next push.
+            self._notifier.show(self._board.alerts, at_once=moved)
 
     def _holding(self) -> Iterator[OwnAlert]:
         yield from self._state()
@@ -116,7 +117,8 @@ class Notifications:
 
     def _state(self) -> Iterator[OwnAlert]:
         app, state = self._app, self._app.switch.state
-        causes = "; ".join(cause.reason for cause in state.causes) or "for an unknown cause"
+        causes = "; ".join(_told(cause) for cause in state.causes) or "for an unknown cause"
+        triggers = tuple(dict.fromkeys(cause.trigger for cause in state.causes if cause.trigger))
         if state.state is State.KILLED and app.switch.snapshot().would_be is not None:
             yield self._alert(
                 "KillswitchShadowKill",
@@ -124,6 +126,7 @@ class Notifications:
                 "would have stopped trading; in shadow mode it does not",
                 causes,
                 since=state.since,
+                triggers=triggers,
             )
         elif state.state is State.KILLED:
             yield self._alert(
@@ -132,6 +135,7 @@ class Notifications:
                 f"trading is stopped ({state.kill_restriction.label})",
                 f"{causes}. Only an approved recovery releases it: killswitch recover --reason TEXT --by NAME",
                 since=state.since,
+                triggers=triggers,
             )
         elif state.state is State.RECOVERING:
             yield self._alert(
@@ -140,6 +144,7 @@ class Notifications:
                 "trading is still stopped; an approved recovery is in its cooldown",
                 causes,
                 since=state.since,
+                triggers=triggers,
             )
         elif state.state is State.DISABLED:
             yield self._alert(
@@ -268,6 +273,7 @@ class Notifications:
         description: str,
         *,
         since: float | None = None,
+        triggers: Sequence[str] = (),
         rule_labels: Mapping[str, str] | None = None,
         **labels: str,
     ) -> OwnAlert:
@@ -289,6 +295,14 @@ class Notifications:
                 "description": description,
                 # The runbook has a heading for every alert.
                 "runbook_url": f"{app.settings.alertmanager.notify.runbook_url}#{name.lower()}",
+                # Not a label: what an alert is known by must not change when one more rule asks for the same kill.
+                **({"triggers": ", ".join(triggers)} if triggers else {}),
             },
             starts_at=self._board.since(known, app.clock.now()) if since is None else since,
         )
+
+
+def _told(cause: Cause) -> str:
+    """What one cause says, and who: a rule's own summary need not name the rule."""
+    who = cause.trigger or cause.by
+    return cause.reason if who is None or who in cause.reason else f"{who}: {cause.reason}"

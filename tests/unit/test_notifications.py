@@ -53,9 +53,11 @@ class FakeClock:
 class FakeNotifier:
     def __init__(self) -> None:
         self.shown: list[tuple[OwnAlert, ...]] = []
+        self.pushes = 0
 
-    def show(self, alerts: Sequence[OwnAlert]) -> None:
+    def show(self, alerts: Sequence[OwnAlert], *, at_once: bool) -> None:
         self.shown.append(tuple(alerts))
+        self.pushes += at_once
 
 
 class NoSources:
@@ -303,6 +305,22 @@ def test_an_unchanged_picture_is_shown_once() -> None:
         world.look()
         world.clock.jump(1.0)
     assert len(world.notifier.shown) == 1
+
+
+def test_one_more_cause_is_told_with_the_next_push_and_names_its_rule() -> None:
+    world = World(drawdown(annotations=(("summary", "Drawdown {{ value }}"),)))
+    world.kill("fat finger")
+    assert "triggers" not in world.look()["KillswitchKilled"].annotations
+    world.evaluator.receive(world.evaluator.rules.rules[0], value(-0.2))
+    pushes = world.notifier.pushes
+    alert = world.look()["KillswitchKilled"]
+    assert alert.annotations["description"].startswith("fat finger; drawdown: Drawdown -0.2. Only")
+    assert alert.annotations["triggers"] == "drawdown"
+    assert "trigger" not in alert.labels
+    assert world.notifier.pushes == pushes + 1, "for the rule that fires"
+    world.evaluator.receive(world.evaluator.rules.rules[0], value(-0.3))
+    assert "-0.3" in world.look()["KillswitchTriggerFiring"].annotations["summary"]
+    assert world.notifier.pushes == pushes + 1, "a value that moves is no news"
 
 
 async def test_a_transition_is_looked_at_in_the_next_turn_of_the_loop() -> None:

@@ -128,6 +128,17 @@ async def test_what_holds_is_sent_again(serve: Any, notify: Any) -> None:
     await receiver.until(lambda: len(receiver.bodies) >= 3)
 
 
+async def test_words_that_change_are_sent_when_the_next_push_is_due(serve: Any, notify: Any) -> None:
+    receiver = await serve()
+    notifier = notify(receiver.url, pace=Pace(resend=0.3))
+    notifier.show([alert("A")])
+    await receiver.until(lambda: len(receiver.bodies) == 1)
+    notifier.show([alert("B")], at_once=False)
+    await asyncio.sleep(0.05)
+    assert receiver.names() == [["A"]]
+    await receiver.until(lambda: ["B"] in receiver.names())
+
+
 async def test_nothing_is_sent_while_there_is_nothing_to_say(serve: Any, notify: Any) -> None:
     receiver = await serve()
     notifier = notify(receiver.url, pace=Pace(resend=0.005))
