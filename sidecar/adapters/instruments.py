@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
+from sidecar.core.events import CauseCode
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.states import Mode, Restriction, Stage, State
 from sidecar.core.transitions import TABLE
@@ -51,6 +52,8 @@ class SwitchTelemetry:
         cooldown_remaining: seconds; 0 outside a cooldown.
         last_transition: Unix seconds of the last change of state; None if there was none.
         transitions: changes of state since the start, by (from, to).
+        causes: of the present kill, as far as it is durable, by (cause code, rule); the rule is empty where none did it.
+        labels: the switch's own, from the configuration.
     """
 
     switch: str
@@ -61,6 +64,8 @@ class SwitchTelemetry:
     cooldown_remaining: float = 0.0
     last_transition: float | None = None
     transitions: Mapping[tuple[State, State], int] = field(default_factory=dict)
+    causes: frozenset[tuple[str, str]] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -367,6 +372,16 @@ class _SwitchFamilies:
         self._transitions = _counter(
             "killswitch_transitions", ("from", "to"), "Changes of state since the sidecar started."
         )
+        self._causes = _gauge(
+            "killswitch_kill_cause",
+            ("switch", "code", "trigger"),
+            "1 for each cause of the present kill; a series with a rule in it is there only while that rule is a cause.",
+        )
+        self._labels = _gauge(
+            "killswitch_switch_label_info",
+            ("switch", "name", "value"),
+            "Always 1; one series for each label that the configuration gives the switch.",
+        )
 
     def collect(self, seen: SwitchTelemetry) -> Iterator[Metric]:
         name, exported = seen.switch, seen.exported
@@ -384,6 +399,9 @@ class _SwitchFamilies:
         yield self._transitions.of(
             ((start.value, end.value), (seen.transitions.get((start, end), 0),)) for start, end in TRANSITIONS
         )
+        known = {(code.value, "") for code in CauseCode} | seen.causes
+        yield self._causes.of(((name, *cause), (float(cause in seen.causes),)) for cause in sorted(known))
+        yield self._labels.of(((name, *label), (1.0,)) for label in seen.labels.items())
 
 
 class _TriggerFamilies:

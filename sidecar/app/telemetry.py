@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from sidecar.adapters.instruments import GateTelemetry, RecordTelemetry, SwitchTelemetry, TriggerTelemetry
 from sidecar.core.recovery import cooldown_remaining
+from sidecar.core.states import State
 from sidecar.core.switch import Change
 from sidecar.core.transitions import SwitchState
 from sidecar.rules.model import Rule
@@ -13,7 +14,6 @@ from sidecar.version import __version__
 
 if TYPE_CHECKING:
     from sidecar.app.application import Application
-    from sidecar.core.states import State
 
 
 class AppTelemetry:
@@ -42,6 +42,8 @@ class AppTelemetry:
             cooldown_remaining=0.0 if durable is None else cooldown_remaining(durable, app.clock.now()),
             last_transition=_last_transition(durable),
             transitions=self._transitions,
+            causes=_causes(durable),
+            labels=app.settings.switch.labels,
         )
 
     def triggers(self) -> Sequence[TriggerTelemetry]:
@@ -101,3 +103,10 @@ class AppTelemetry:
 
 def _last_transition(state: SwitchState | None) -> float | None:
     return None if state is None or state.since == 0.0 else state.since
+
+
+def _causes(state: SwitchState | None) -> frozenset[tuple[str, str]]:
+    """Of the present kill; a switch that trades again keeps none."""
+    if state is None or state.state not in (State.KILLED, State.RECOVERING):
+        return frozenset()
+    return frozenset((cause.code.value, cause.trigger or "") for cause in state.causes)

@@ -23,6 +23,7 @@ from sidecar.adapters.instruments import (
     TriggerTelemetry,
 )
 from sidecar.adapters.operations_http.exposition import FamilyWriter
+from sidecar.core.events import CauseCode
 from sidecar.core.snapshot import ALL_CLEAR, ReasonCode, Snapshot
 from sidecar.core.states import Mode, Restriction, Stage, State
 from sidecar.rules.triggers import Status
@@ -74,7 +75,12 @@ def trigger(name: str = "drawdown", **more: Any) -> TriggerTelemetry:
 class FakeTelemetry:
     def __init__(self) -> None:
         self.seen = SwitchTelemetry(
-            switch=SWITCH, mode=Mode.ACTIVE, version="1.2.3", config_hash="abc", exported=ACTIVE
+            switch=SWITCH,
+            mode=Mode.ACTIVE,
+            version="1.2.3",
+            config_hash="abc",
+            exported=ACTIVE,
+            labels={"desk": "fx", "venue": "XETR"},
         )
         self.rules: Sequence[TriggerTelemetry] = (trigger(),)
         self.missed: Mapping[str, int] = {"portfolio": 0}
@@ -138,6 +144,8 @@ CONTRACT: dict[str, tuple[str, set[tuple[str, ...]]]] = {
     "killswitch_recovery_cooldown_remaining_seconds": ("gauge", {()}),
     "killswitch_last_transition_timestamp_seconds": ("gauge", {()}),
     "killswitch_transitions_total": ("counter", {("from", "to")}),
+    "killswitch_kill_cause": ("gauge", {("code", "switch", "trigger")}),
+    "killswitch_switch_label_info": ("gauge", {("name", "switch", "value")}),
     "killswitch_trigger_status": ("gauge", {("status", "trigger")}),
     "killswitch_trigger_armed": ("gauge", {("trigger",)}),
     "killswitch_trigger_enabled": ("gauge", {("trigger",)}),
@@ -237,6 +245,30 @@ def test_only_possible_changes_of_state_are_counted_and_all_of_them_from_the_sta
         ("RECOVERING", "KILLED"): 0,
         ("RECOVERING", "ACTIVE"): 0,
     }
+
+
+def test_each_cause_of_a_kill_is_shown_and_those_without_a_rule_from_the_start(scraped: Scraped) -> None:
+    def causes() -> dict[tuple[str, str], float]:
+        return {
+            (sample.labels["code"], sample.labels["trigger"]): sample.value
+            for family in scraped.registry.collect()
+            if family.name == "killswitch_kill_cause"
+            for sample in family.samples
+        }
+
+    assert causes() == {(code.value, ""): 0 for code in CauseCode}
+    found = frozenset({("breach", "drawdown"), ("operator", "")})
+    scraped.telemetry.seen = replace(scraped.telemetry.seen, causes=found)
+    assert {cause for cause, value in causes().items() if value} == found
+    assert causes()["breach", ""] == 0
+    scraped.telemetry.seen = replace(scraped.telemetry.seen, causes=frozenset())
+    assert causes() == {(code.value, ""): 0 for code in CauseCode}
+
+
+def test_the_switchs_own_labels_are_shown_by_name_and_value(scraped: Scraped) -> None:
+    labels = scraped.one_hot("killswitch_switch_label_info", "name", switch=SWITCH)
+    assert labels == {"desk": 1, "venue": 1}
+    assert scraped.one_hot("killswitch_switch_label_info", "value", switch=SWITCH) == {"fx": 1, "XETR": 1}
 
 
 def test_a_trigger_is_shown_with_all_reasons_why_it_could_not_see(scraped: Scraped) -> None:
