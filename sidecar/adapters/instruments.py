@@ -52,7 +52,7 @@ class SwitchTelemetry:
         cooldown_remaining: seconds; 0 outside a cooldown.
         last_transition: Unix seconds of the last change of state; None if there was none.
         transitions: changes of state since the start, by (from, to).
-        causes: of the present kill, as far as it is durable, by (cause code, rule); the rule is empty where none did it.
+        causes: of the present kill, as far as it is durable, by (cause code, rule); no rule is an empty one.
         labels: the switch's own, from the configuration.
     """
 
@@ -375,7 +375,7 @@ class _SwitchFamilies:
         self._causes = _gauge(
             "killswitch_kill_cause",
             ("switch", "code", "trigger"),
-            "1 for each cause of the present kill; a series with a rule in it is there only while that rule is a cause.",
+            "1 for each cause of the present kill; a series with a rule is there only while that rule is one.",
         )
         self._labels = _gauge(
             "killswitch_switch_label_info",
