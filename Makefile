@@ -21,7 +21,7 @@ endef
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: .venv ## See the switch fire, block and recover, on this machine
@@ -50,6 +50,11 @@ bench: .venv ## Measure the gate, the page and an evaluation on this machine
 .PHONY: faults
 faults: setup ## Break what can break, for longer than `make test` does (FAULTS=10: so many times as often; half an hour)
 	@FAULTS=$${FAULTS:-10} $(bin)/python -m pytest -s --timeout 3600 tests/faults
+
+.PHONY: pictures
+pictures: setup ## Draw the pictures in docs/images anew, from live data
+	@command -v npm >/dev/null || .ci/install-debian nodejs npm
+	@$(bin)/python -m tests.kubernetes.pictures.draw
 
 .PHONY: lock
 lock: ## Write the lock files anew after a change of dependencies (UPGRADE=1: newest versions)

@@ -10,10 +10,12 @@ from grafana.panels import (
     GREEN,
     ORANGE,
     PURPLE,
+    REASON_COLOURS,
     RED,
     RESTRICTIONS,
     STATES,
     STEPS,
+    UNKNOWN,
     Json,
     beyond,
     coded,
@@ -26,6 +28,7 @@ from grafana.panels import (
     link,
     ranged,
     row,
+    short_hash,
     stat,
     table,
     tabular,
@@ -207,6 +210,7 @@ def _now() -> Iterator[Json]:
         overrides=[
             column("Switch", **OPEN_SWITCH),
             column("Since", unit="dateTimeFromNow"),
+            column("Rule", noValue="–"),
             column("State", mappings=_state_words(), **COLOURED),
         ],
     )
@@ -254,6 +258,7 @@ def _now() -> Iterator[Json]:
             "Value #C": "Factor",
         },
         join="switch",
+        sort="State",
         none="No switch is scraped",
         overrides=[
             column("Switch", **OPEN_SWITCH),
@@ -282,9 +287,9 @@ def _now() -> Iterator[Json]:
         none="No rule fires",
         overrides=[
             column("Switch", **OPEN_SWITCH),
-            column("Value", unit="short"),
-            column("Threshold", unit="short"),
-            column("Limit used", unit="percentunit"),
+            column("Value", unit="short", mappings=UNKNOWN),
+            column("Threshold", unit="short", mappings=UNKNOWN),
+            column("Limit used", unit="percentunit", decimals=0, mappings=UNKNOWN),
         ],
     )
     yield lines(
@@ -318,7 +323,7 @@ def _gaps() -> Iterator[Json]:
         "Their last evaluation gave no fresh reading, or they are switched off in their file. They protect "
         "nothing now.",
         [tabular(of_switch(f"killswitch_trigger_armed{{{JOB}}} == 0"))],
-        size=(8, 7),
+        size=(8, 6),
         columns={"desk": "Desk", "switch": "Switch", "trigger": "Rule"},
         none="Every rule can fire",
         overrides=[column("Switch", **OPEN_SWITCH)],
@@ -327,7 +332,7 @@ def _gaps() -> Iterator[Json]:
         "Why rules were blind",
         "Evaluations without a fresh reading in the time range, by what was wrong.",
         [tabular(of_switch(f"increase(killswitch_trigger_evaluation_failures_total{{{JOB}}}[$__range]) > 0"))],
-        size=(8, 7),
+        size=(8, 6),
         columns={"switch": "Switch", "trigger": "Rule", "reason": "Reason", "Value": "Evaluations"},
         sort="Evaluations",
         none="Every evaluation gave a fresh reading",
@@ -337,7 +342,7 @@ def _gaps() -> Iterator[Json]:
         "Blind sources",
         "Sources that did not answer when they were asked last.",
         [tabular(of_switch(f"killswitch_source_up{{{JOB}}} == 0"))],
-        size=(8, 7),
+        size=(8, 6),
         columns={"desk": "Desk", "switch": "Switch", "source": "Source"},
         none="Every source answers",
         overrides=[column("Switch", **OPEN_SWITCH)],
@@ -400,6 +405,7 @@ def _work() -> Iterator[Json]:
         unit="reqps",
         min=0,
         noValue="Nothing was denied",
+        overrides=REASON_COLOURS,
         custom={"fillOpacity": 40, "stacking": {"mode": "normal", "group": "A"}, **STEPS},
     )
     yield lines(
@@ -421,7 +427,7 @@ def _work() -> Iterator[Json]:
     yield table(
         "What runs",
         "More than one configuration among switches that should be alike is worth a look.",
-        [tabular(f"count by (mode, version, config_hash) (killswitch_info{{{FLEET}}})")],
+        [tabular(short_hash(f"count by (mode, version, config_hash) (killswitch_info{{{FLEET}}})"))],
         size=(8, 7),
         columns={"mode": "Mode", "version": "Version", "config_hash": "Configuration", "Value": "Switches"},
         sort="Switches",

@@ -20,12 +20,29 @@ GREEN, ORANGE, RED, PURPLE, BLUE, GREY = "green", "orange", "red", "purple", "bl
 STATES: Final = {"ACTIVE": GREEN, "KILLED": RED, "RECOVERING": ORANGE, "DISABLED": PURPLE}
 RESTRICTIONS: Final = {"none": GREEN, "reduce_only": ORANGE, "halt": RED}
 STAGES: Final = {
-    "NONE": GREEN,
+    "NONE": GREY,
     "PENDING": ORANGE,
     "VALIDATING": ORANGE,
     "COOLDOWN": ORANGE,
     "GRADUAL_RESTART": BLUE,
     "COMPLETE": GREEN,
+}
+REASONS: Final = {
+    "active": GREEN,
+    "cancel": BLUE,
+    "reducing": "light-green",
+    "shadow": PURPLE,
+    "disabled": PURPLE,
+    "killed": RED,
+    "recovering": ORANGE,
+    "halted": "dark-red",
+    "reduce_only": "dark-orange",
+    "over_limit": "yellow",
+    "blind_order": "dark-yellow",
+    "not_ready": "light-purple",
+    "stale": "dark-purple",
+    "bad_order": "light-blue",
+    "internal_error": GREY,
 }
 STATUSES: Final = {"inactive": GREEN, "pending": ORANGE, "firing": RED}
 
@@ -35,6 +52,11 @@ def coded(metric: str, label: str, words: Mapping[str, str], selector: str, by: 
     return " + ".join(
         f'{code} * max by ({by}) ({metric}{{{selector},{label}="{word}"}})' for code, word in enumerate(words, 1)
     )
+
+
+def short_hash(expr: str) -> str:
+    """An expression with the first twelve digits of its `config_hash`, enough to tell configurations apart."""
+    return f'label_replace({expr}, "config_hash", "$1", "config_hash", "(.{{12}}).*")'
 
 
 def words(known: Mapping[str, str], otherwise: str) -> list[Json]:
@@ -56,7 +78,7 @@ def quantiles(name: str, metric: str, window: str, selector: str, function: str 
     buckets = f"sum by (le) ({function}({metric}_bucket{{{selector}}}[{window}]))"
     return [
         ranged(f"histogram_quantile({share}, {buckets})", f"{name}{text}")
-        for share, text in (("0.5", "half are faster"), ("0.99", "99 % are faster"))
+        for share, text in (("0.5", "half within"), ("0.99", "99 % within"))
     ]
 
 
@@ -155,7 +177,10 @@ def lines(
 
 
 STEPS: Final = {"lineInterpolation": "stepAfter"}
+COUNT: Final = {"axisSoftMax": 1}
+"""An axis for counts, which are best at zero."""
 BARS: Final = {
+    **COUNT,
     "drawStyle": "bars",
     "fillOpacity": 70,
     "lineWidth": 0,
@@ -250,7 +275,7 @@ def table(
         "cellHeight": "sm",
         "sortBy": [{"displayName": sort, "desc": True}] if sort else [],
     }
-    custom = {"align": "left", "cellOptions": {"type": "auto"}, "filterable": False}
+    custom = {"align": "left", "minWidth": 80, "cellOptions": {"type": "auto"}, "filterable": False}
     more = {"noValue": none, "color": {"mode": "thresholds"}, "thresholds": base("text"), **more}
     return panel(
         "table",
@@ -289,6 +314,18 @@ def of_query(ref_id: str, **properties: Any) -> Json:
 def _properties(properties: Mapping[str, Any]) -> list[Json]:
     return [{"id": name.replace("__", "."), "value": value} for name, value in properties.items()]
 
+
+UNKNOWN: Final[list[Json]] = [{"type": "special", "options": {"match": "nan", "result": {"text": "–", "index": 0}}}]
+"""Value mapping for a number that is not known."""
+
+REASON_COLOURS: Final[list[Json]] = [
+    {
+        "matcher": {"id": "byRegexp", "options": f"/(^|: ){reason}$/"},
+        "properties": [{"id": "color", "value": {"mode": "fixed", "fixedColor": color}}],
+    }
+    for reason, color in REASONS.items()
+]
+"""The same colour for the gate's reason codes in every panel."""
 
 COLOURED: Final[Json] = {"custom__cellOptions": {"type": "color-background", "mode": "basic"}}
 """A cell in the colour of its value mapping."""
@@ -362,6 +399,7 @@ def laid_out(parts: Iterable[Json]) -> list[Json]:
         w, h = (24, 1) if heading else (part["gridPos"]["w"], part["gridPos"]["h"])
         if x + w > 24:
             x, y, height = 0, y + height, 0
+        w = 24 if "repeat" in part else w  # Grafana gives the copies their width
         placed.append({"id": number, **part, "gridPos": {"x": x, "y": y, "w": w, "h": h}})
         x, height = x + w, max(height, h)
     return placed

@@ -8,15 +8,18 @@ from grafana.panels import (
     BARS,
     BLUE,
     COLOURED,
+    COUNT,
     GREEN,
     ORANGE,
     PURPLE,
+    REASON_COLOURS,
     RED,
     RESTRICTIONS,
     STAGES,
     STATES,
     STATUSES,
     STEPS,
+    UNKNOWN,
     Json,
     bars,
     beyond,
@@ -32,6 +35,7 @@ from grafana.panels import (
     quantiles,
     ranged,
     row,
+    short_hash,
     stat,
     table,
     tabular,
@@ -185,6 +189,7 @@ def _now() -> Iterator[Json]:
         size=(8, 7),
         columns={"code": "Cause", "trigger": "Rule"},
         none="It is not killed",
+        overrides=[column("Rule", noValue="–")],
     )
     yield lines(
         "Position limit factor over time",
@@ -218,6 +223,7 @@ def _rules() -> Iterator[Json]:
         ),
         size=(8, 9),
         unit="percentunit",
+        decimals=0,
         min=0,
         max=1,
         thresholds=beyond(1, below=BLUE, above=RED),
@@ -340,15 +346,12 @@ def _rules() -> Iterator[Json]:
     )
 
 
-UNKNOWN: Final[list[Json]] = [{"type": "special", "options": {"match": "nan", "result": {"text": "–", "index": 0}}}]
-
-
 def _gate() -> Iterator[Json]:
     decisions = f"killswitch_gate_decisions_total{{{TARGET}}}"
     yield row("Does the gate stop orders, and how fast?")
     yield stat(
-        "Breaches that closed the gate",
-        "In the time range shown.",
+        "Breaches blocked",
+        "How often a breach closed the gate, in the time range shown.",
         instant(f"sum(increase(killswitch_breach_to_block_seconds_count{{{TARGET}}}[$__range]))"),
         size=(4, 7),
         unit="none",
@@ -371,13 +374,7 @@ def _gate() -> Iterator[Json]:
         min=0,
         custom={"fillOpacity": 40, "stacking": {"mode": "normal", "group": "A"}, **STEPS},
         noValue="Nobody asked the gate",
-        overrides=[
-            {
-                "matcher": {"id": "byRegexp", "options": f"^{start}"},
-                "properties": [{"id": "color", "value": {"mode": mode, "fixedColor": color}}],
-            }
-            for start, mode, color in (("allow", "shades", GREEN), ("deny", "shades", RED))
-        ],
+        overrides=REASON_COLOURS,
     )
     yield lines(
         "Time to answer a question",
@@ -431,15 +428,23 @@ def _evaluation() -> Iterator[Json]:
         "and then do "
         "what their `on_no_data` says.",
         [ranged(f"min by (source) (killswitch_source_up{{{TARGET}}})", "{{source}}")],
-        size=(12, 6),
+        size=(8, 5),
         mappings=value_map({1: ("up", GREEN), 0: ("DOWN", RED)}),
     )
     yield timeline(
         "The sidecar's own scrape target",
         "DOWN: Prometheus cannot reach the sidecar. If it is gone, every order is denied.",
         [ranged(f"max by (instance) (up{{{TARGET}}})", "{{instance}}")],
-        size=(12, 6),
+        size=(8, 5),
         mappings=value_map({1: ("up", GREEN), 0: ("DOWN", RED)}),
+    )
+    yield timeline(
+        "Last reload of the configuration",
+        "REFUSED: the new files could not be read and the old rules are in force; the log and `killswitch status` "
+        "say why.",
+        [ranged(f"min(killswitch_config_last_reload_successful{{{TARGET}}})", "reload")],
+        size=(8, 5),
+        mappings=value_map({1: ("in force", GREEN), 0: ("REFUSED", RED)}),
     )
     yield lines(
         "Duration of an evaluation",
@@ -462,7 +467,9 @@ def _evaluation() -> Iterator[Json]:
         ],
         size=(12, 7),
         unit="short",
+        decimals=0,
         min=0,
+        custom=COUNT,
     )
 
 
@@ -481,7 +488,9 @@ def _records() -> Iterator[Json]:
         ],
         size=(8, 7),
         unit="short",
+        decimals=0,
         min=0,
+        custom=COUNT,
     )
     yield lines(
         "Audit events",
@@ -502,14 +511,6 @@ def _records() -> Iterator[Json]:
         decimals=0,
         custom=STEPS,
     )
-    yield timeline(
-        "Last reload of the configuration",
-        "REFUSED: the new files could not be read and the old rules are in force; the log and `killswitch status` "
-        "say why.",
-        [ranged(f"min(killswitch_config_last_reload_successful{{{TARGET}}})", "reload")],
-        size=(8, 5),
-        mappings=value_map({1: ("in force", GREEN), 0: ("REFUSED", RED)}),
-    )
     yield lines(
         "Alerts received",
         "By what became of them: accepted, ignored (not ours), duplicate, malformed, refused (no credentials).",
@@ -520,17 +521,28 @@ def _records() -> Iterator[Json]:
                 "{{result}}",
             )
         ],
-        size=(8, 5),
+        size=(8, 6),
         unit="short",
         min=0,
         custom=BARS,
         noValue="No alert was received",
     )
+    yield lines(
+        "Loosened",
+        "Reloads and starts that made something less strict: a wider threshold, a rule removed, fewer approvals. "
+        "Each is in the "
+        "audit as config.loosened.",
+        [ranged(increase("killswitch_config_loosened_total"), "loosened")],
+        size=(8, 6),
+        unit="short",
+        min=0,
+        custom=BARS,
+    )
     yield table(
         "What runs",
         "Mode active enforces; shadow only watches, an operator's own kill excepted; disabled blocks nothing.",
-        [tabular(f"max by (mode, version, config_hash) (killswitch_info{{{SWITCH}}})")],
-        size=(8, 5),
+        [tabular(short_hash(f"max by (mode, version, config_hash) (killswitch_info{{{SWITCH}}})"))],
+        size=(8, 6),
         columns={"mode": "Mode", "version": "Version", "config_hash": "Configuration"},
         none="The sidecar is not scraped",
         overrides=[
@@ -556,21 +568,10 @@ def _records() -> Iterator[Json]:
         ],
     )
     yield lines(
-        "Loosened",
-        "Reloads and starts that made something less strict: a wider threshold, a rule removed, fewer approvals. "
-        "Each is in the "
-        "audit as config.loosened.",
-        [ranged(increase("killswitch_config_loosened_total"), "loosened")],
-        size=(8, 6),
-        unit="short",
-        min=0,
-        custom=BARS,
-    )
-    yield lines(
         "Memory",
         "Resident memory of the sidecar. Compare it with the container's limit.",
         [ranged(f"max by (instance) (process_resident_memory_bytes{{{TARGET}}})", "{{instance}}")],
-        size=(8, 6),
+        size=(12, 6),
         unit="bytes",
         min=0,
     )
@@ -578,7 +579,7 @@ def _records() -> Iterator[Json]:
         "CPU",
         "Processor time that the sidecar uses, 100 % is one core.",
         [ranged(f"sum by (instance) (rate(process_cpu_seconds_total{{{TARGET}}}[$__rate_interval]))", "{{instance}}")],
-        size=(8, 6),
+        size=(12, 6),
         unit="percentunit",
         min=0,
     )

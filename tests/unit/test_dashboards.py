@@ -235,3 +235,14 @@ def test_provisioning_names_the_data_source_and_the_folder_of_the_dashboards():
     provider = yaml.safe_load((folder / "dashboards" / "killswitch.yaml").read_text())["providers"][0]
     assert provider["type"] == "file"
     assert provider["options"]["path"] in (ROOT / "docs" / "GRAFANA.md").read_text()
+
+
+def test_the_packages_that_draw_the_pictures_are_locked_by_hash_and_without_an_address():
+    folder = ROOT / "tests" / "kubernetes" / "pictures"
+    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+    locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+    assert locked[""]["dependencies"] == wanted
+    assert {name: locked[f"node_modules/{name}"]["version"] for name in wanted} == wanted
+    packages = {name: one for name, one in locked.items() if name}
+    assert [name for name, one in packages.items() if not one.get("integrity", "").startswith("sha512-")] == []
+    assert [name for name, one in packages.items() if "resolved" in one] == []
