@@ -243,11 +243,12 @@ def _now() -> Iterator[Json]:
     )
     yield table(
         "All switches",
-        "Click a switch to open it.",
+        "In mode shadow or disabled a switch enforces nothing, whatever its state. Click one to open it.",
         [
             tabular(with_desk(coded("killswitch_state", "state", STATES, FLEET, "switch"))),
             tabular(coded("killswitch_restriction", "restriction", RESTRICTIONS, FLEET, "switch")),
             tabular(f"min by (switch) (killswitch_position_limit_factor{{{FLEET}}})"),
+            tabular(f'group by (switch, mode) (killswitch_info{{{FLEET},mode!="active"}})'),
         ],
         size=(10, 8),
         columns={
@@ -256,6 +257,7 @@ def _now() -> Iterator[Json]:
             "Value #A": "State",
             "Value #B": "Restriction",
             "Value #C": "Factor",
+            "mode": "Mode",
         },
         join="switch",
         sort="State",
@@ -264,6 +266,7 @@ def _now() -> Iterator[Json]:
             column("Switch", **OPEN_SWITCH),
             column("State", mappings=words(STATES, "NOT RESTORED"), **COLOURED),
             column("Restriction", mappings=words(RESTRICTIONS, "UNKNOWN")),
+            column("Mode", noValue="enforces"),
             column("Factor", unit="percentunit"),
         ],
     )
@@ -287,6 +290,7 @@ def _now() -> Iterator[Json]:
         none="No rule fires",
         overrides=[
             column("Switch", **OPEN_SWITCH),
+            column("Rule", custom__width=170),
             column("Value", unit="short", mappings=UNKNOWN),
             column("Threshold", unit="short", mappings=UNKNOWN),
             column("Limit used", unit="percentunit", decimals=0, mappings=UNKNOWN),

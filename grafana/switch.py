@@ -257,6 +257,7 @@ def _rules() -> Iterator[Json]:
         sort="Status",
         none="No rules are loaded",
         overrides=[
+            column("Rule", custom__width=170),
             column("Status", mappings=words(STATUSES, "unknown"), **COLOURED),
             column("Value", unit="short", mappings=UNKNOWN),
             column("Threshold", unit="short", mappings=UNKNOWN),
