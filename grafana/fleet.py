@@ -49,10 +49,11 @@ FLEET: Final = f'{JOB},switch=~"$switch"'
 # Which target carries which switch: for the series that have no label `switch` of their own.
 CARRIERS: Final = f"group by (job, instance, switch) (killswitch_info{{{FLEET}}})"
 
-# The desk of each switch, "none" where the configuration gives it no such label.
+# The desk of each switch, "none" where the configuration gives it no such label. One desk only, also while two pods
+# carry one switch: a table that fails during a rollout helps nobody.
 DESKS: Final = (
-    f'label_replace(group by (switch, desk) (label_replace(killswitch_switch_label_info{{{FLEET},name="$group"}},'
-    ' "desk", "$1", "value", "(.*)"))'
+    f"label_replace(topk by (switch) (1, group by (switch, desk) (label_replace(killswitch_switch_label_info{{{FLEET},"
+    'name="$group"}, "desk", "$1", "value", "(.*)")))'
     f' or on (switch) group by (switch) (killswitch_info{{{FLEET}}}), "desk", "none", "desk", "")'
 )
 
@@ -192,7 +193,7 @@ def _now() -> Iterator[Json]:
                 with_desk(
                     f"max by (job, instance) (killswitch_last_transition_timestamp_seconds{{{JOB}}}) * 1000"
                     f" * on (job, instance) group_right () (killswitch_kill_cause{{{FLEET}}} == 1)"
-                    f" * on (switch) group_left (state) (killswitch_state{{{FLEET}}} == 1)"
+                    f" * on (job, instance) group_left (state) (killswitch_state{{{FLEET}}} == 1)"
                 )
             )
         ],

@@ -201,7 +201,7 @@ def _words(dashboard: Json) -> Iterator[str]:
 def _unnamed_codes(panel: Json) -> Iterator[str]:
     """States that a timeline would show as a bare number."""
     for target in panel["targets"]:
-        codes = set(re.findall(r"(?:^|\+ )(\d) \* max", target["expr"])) or {"1"}
+        codes = set(re.findall(r"(\d) \* killswitch", target["expr"])) or {"1"}
         named = {
             code
             for place, settings in _field_settings(panel)

@@ -17,7 +17,8 @@ DATASOURCE: Final[Json] = {"type": "prometheus", "uid": "${datasource}"}
 GREEN, ORANGE, RED, PURPLE, BLUE, GREY = "green", "orange", "red", "purple", "blue", "#8e8e8e"
 
 # What is shown as a word is a label in the metrics and a number in a panel; 0 is "none of these is 1".
-STATES: Final = {"ACTIVE": GREEN, "KILLED": RED, "RECOVERING": ORANGE, "DISABLED": PURPLE}
+# The worse has the higher number: of two pods that carry one switch, the worse is shown.
+STATES: Final = {"DISABLED": PURPLE, "ACTIVE": GREEN, "RECOVERING": ORANGE, "KILLED": RED}
 RESTRICTIONS: Final = {"none": GREEN, "reduce_only": ORANGE, "halt": RED}
 STAGES: Final = {
     "NONE": GREY,
@@ -49,9 +50,8 @@ STATUSES: Final = {"inactive": GREEN, "pending": ORANGE, "firing": RED}
 
 def coded(metric: str, label: str, words: Mapping[str, str], selector: str, by: str) -> str:
     """PromQL for a one-hot metric as one number: 1 for the first word, 0 where no word holds."""
-    return " + ".join(
-        f'{code} * max by ({by}) ({metric}{{{selector},{label}="{word}"}})' for code, word in enumerate(words, 1)
-    )
+    codes = (f'{code} * {metric}{{{selector},{label}="{word}"}}' for code, word in enumerate(words, 1))
+    return f"max by ({by}) ({' or '.join(codes)})"
 
 
 def short_hash(expr: str) -> str:

@@ -42,13 +42,15 @@ class Pace:
         killed: seconds that the first switch stays killed.
         cooldown: seconds.
         step: seconds from one restart step to the next.
+        twin: whether the first switch is scraped by two jobs, as while two pods of a rollout carry one switch.
     """
 
-    scrape: float = 0.25
+    scrape: float = 0.5
     calm: float = 1.0
     killed: float = 1.0
     cooldown: float = 2.0
     step: float = 1.0
+    twin: bool = True
 
 
 class Fleet:
@@ -99,7 +101,7 @@ class Fleet:
         self._seen(f'killswitch_state{{switch="{MAKER}",state="KILLED"}} == 1')
         self._seen('killswitch_trigger_evaluation_failures_total{trigger="quote_spread",reason="missing"} > 1')
         time.sleep(self.pace.killed)
-        self.killed_at = time.time()
+        self.killed_at = self._moment()
 
         self.metric(MAKER, "portfolio_drawdown_ratio").set(-0.04)
         maker.wait_status("the rule to clear", lambda _: maker.trigger_of()["status"] == "inactive")
@@ -119,14 +121,14 @@ class Fleet:
         self._seen("killswitch_config_last_reload_successful == 0")
         self._seen("killswitch_trigger_shadow_firings_total > 0")
         time.sleep(self.pace.calm)
-        self.end = time.time()
+        self.end = self._moment()
 
     def breach_again(self) -> None:
         """Kill the first switch a second time, for whoever wants to see it killed and what went before."""
         self.metric(MAKER, "portfolio_drawdown_ratio").set(-0.16)
         self._seen(f'killswitch_kill_cause{{switch="{MAKER}"}} == 1')
         time.sleep(self.pace.calm / 2)
-        self.end = time.time()
+        self.end = self._moment()
 
     def metric(self, switch: str, name: str) -> Metric:
         """A metric of the bot beside this switch."""
@@ -192,6 +194,16 @@ class Fleet:
         reply = sidecar.operations("/api/v1/alertmanager", method="POST", body=body)
         assert reply.status == 200, reply.body
 
+    def _moment(self) -> float:
+        """A time, from now on, at which every target answered: on a busy machine a scrape may come too late."""
+
+        def look() -> float | None:
+            at = time.time()
+            time.sleep(2 * self.pace.scrape)
+            return at if self.prometheus.query(f"min(up @ {at:.3f}) == 1") else None
+
+        return wait_for(look, "all targets to answer Prometheus at one time", patience=PATIENCE)
+
     def _seen(self, query: str, *, count: int = 1) -> None:
         wait_for(lambda: len(self.prometheus.query(query)) >= count, f"Prometheus to show {query}", patience=PATIENCE)
 
@@ -216,7 +228,9 @@ class Fleet:
         folder.mkdir()
         server = Prometheus(folder, target=self.exporter.address)
         jobs = {"trader": [self.exporter.address], "killswitch": [f"127.0.0.1:{port}" for port in self.ports.values()]}
-        scrape = {"scrape_interval": _duration(self.pace.scrape), "scrape_timeout": _duration(self.pace.scrape * 0.8)}
+        if self.pace.twin:
+            jobs["rollout"] = [f"127.0.0.1:{self.ports[MAKER]}"]
+        scrape = {"scrape_interval": _duration(self.pace.scrape), "scrape_timeout": _duration(self.pace.scrape)}
         config = {
             "global": scrape,
             "scrape_configs": [

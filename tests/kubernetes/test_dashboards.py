@@ -118,7 +118,7 @@ def test_choosing_a_desk_leaves_its_switches(fleet):
 
 
 def test_a_kill_and_its_cause_are_told_in_words(killed_maker):
-    assert number(killed_maker, "State") == 2  # KILLED
+    assert number(killed_maker, "State") == 4  # KILLED
     assert number(killed_maker, "Restriction") == 3  # halt
     assert number(killed_maker, "Position limit factor") == 0
     assert rows(killed_maker, "Why it is killed", "code", "trigger") == [("breach", "portfolio_drawdown")]
@@ -129,7 +129,7 @@ def test_a_kill_and_its_cause_are_told_in_words(killed_maker):
 def test_the_recovery_is_seen_step_by_step(fleet):
     answers = list(view(fleet, "killswitch-switch", end=fleet.end, switch=MAKER).answers())
     state, _, stage = (set(one.numbers) for one in titled(answers, "State, restriction and recovery"))
-    assert state == {1, 2, 3}  # ACTIVE, KILLED, RECOVERING
+    assert state == {2, 3, 4}  # ACTIVE, RECOVERING, KILLED
     assert {4, 5, 6} <= stage  # COOLDOWN, GRADUAL_RESTART, COMPLETE
     assert set(titled(answers, "Position limit factor over time")[0].numbers) >= {0.0, 0.5, 0.75, 1.0}
     assert max(titled(answers, "Cooldown left over time")[0].numbers) > 0

@@ -32,7 +32,7 @@ IMAGES = ROOT / "docs" / "images"
 WIDTH = 1560
 CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync")  # fmt: skip
-LEISURE = Pace(scrape=1.0, calm=20.0, killed=15.0, cooldown=25.0, step=15.0)
+LEISURE = Pace(scrape=1.0, calm=20.0, killed=15.0, cooldown=25.0, step=15.0, twin=False)
 
 
 def main() -> None:
