@@ -6,6 +6,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -368,3 +372,41 @@ def test_names_are_unique_and_short_enough() -> None:
         names = [(one["kind"], one["metadata"]["name"]) for one in rendering.manifests]
         assert len(names) == len(set(names))
         assert all(len(name) <= 63 for _, name in names)
+
+
+# helm test
+
+
+def test_helm_test_checks_what_is_there_and_nothing_where_nothing_is() -> None:
+    def hooks(*sets: str) -> set[str]:
+        found = (one for one in render(sets=sets).manifests if "helm.sh/hook" in one["metadata"].get("annotations", {}))
+        return {f"{one['kind']} {one['metadata']['name'].rpartition('-')[2]}" for one in found}
+
+    both = {"Pod config", "Pod ready", "Service ready"}
+    assert hooks() == both
+    assert hooks("example.enabled=false") == hooks("networkPolicy.enabled=true") == {"Pod config"}
+    assert hooks("killswitch.enabled=false") == hooks("tests.enabled=false") == set()
+
+
+@pytest.mark.parametrize(("answer", "code"), [(200, 0), (503, 1)])
+def test_the_ready_test_ends_as_the_sidecar_answers(answer: int, code: int) -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answer if self.path == "/-/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        port = server.server_address[1]
+        rendering = render(sets=(f"killswitch.operations.port={port}",))
+        pod = next(one for one in rendering.of("Pod") if one["metadata"]["name"].endswith("ready"))
+        script = pod["spec"]["containers"][0]["args"][0]
+        # The Service's name is this machine; two tries are enough to see it fail.
+        script = script.replace(pod["metadata"]["name"], "localhost").replace("range(60)", "range(2)")
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+        server.shutdown()
+    assert done.returncode == code, done.stderr
+    assert ("is ready" in done.stdout) is (code == 0)
