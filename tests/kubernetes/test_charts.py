@@ -20,6 +20,7 @@ from sidecar.settings.config import load_settings
 from tests.kubernetes.charts import (
     CHART,
     KUBERNETES,
+    ROOT,
     VALUES,
     Rendering,
     complaints,
@@ -311,12 +312,10 @@ def test_the_names_of_the_service_are_hosts_of_the_listener() -> None:
     assert rendering.one("Service")["spec"]["selector"] == {"killswitch.io/guarded": "true"}
 
 
-@pytest.mark.parametrize(("operator", "kinds"), [(True, {"PodMonitor"}), (False, set())])
+@pytest.mark.parametrize(("operator", "kinds"), [(True, {"PodMonitor", "PrometheusRule"}), (False, set())])
 def test_monitors_are_on_where_the_cluster_knows_them(operator: bool, kinds: set[str]) -> None:
     rendering = render(operator=operator)
-    assert {one["kind"] for one in rendering.manifests} & OPERATOR_KINDS >= kinds
-    if not operator:
-        assert not {one["kind"] for one in rendering.manifests} & OPERATOR_KINDS
+    assert {one["kind"] for one in rendering.manifests} & OPERATOR_KINDS == kinds
 
 
 def test_monitors_scrape_the_port_of_the_guarded_pods() -> None:
@@ -328,6 +327,31 @@ def test_monitors_scrape_the_port_of_the_guarded_pods() -> None:
         {"port": "killswitch-ops", "path": "/metrics", "interval": "5s", "scrapeTimeout": "4s"}
     ]
     assert monitor["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+
+
+def test_the_alerts_are_those_of_the_rules_folder_and_promtool_takes_them(tmp_path: Path) -> None:
+    original = yaml.safe_load((ROOT / "rules" / "prometheus" / "killswitch.rules.yaml").read_text())
+    rule = render().one("PrometheusRule")
+    assert rule["spec"] == original
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump(rule["spec"]))
+    done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    count = sum(len(group["rules"]) for group in original["groups"])
+    assert f"SUCCESS: {count} rules found" in done.stdout
+
+
+def test_alerts_lead_to_the_runbook_that_the_values_name() -> None:
+    rule = render(values=values("prometheus")).one("PrometheusRule")
+    assert rule["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+    links = [
+        one["annotations"]["runbook_url"]
+        for group in rule["spec"]["groups"]
+        for one in group["rules"]
+        if "alert" in one
+    ]
+    assert links
+    assert all(link.startswith("https://wiki.example.com/killswitch") for link in links)
 
 
 def test_operators_may_exec_and_nothing_else() -> None:
