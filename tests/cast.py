@@ -660,6 +660,22 @@ def make_sidecar(tmp_path_factory: pytest.TempPathFactory, case: str) -> Iterato
 
 
 @pytest.fixture
+def patient(
+    make_sidecar: Callable[..., Sidecar], shared_prometheus: Prometheus, drawdown: Metric
+) -> Callable[..., Sidecar]:
+    """Makes sidecars with times that a busy machine cannot break, for tests of something else; not started yet."""
+
+    def make(**sections: Any) -> Sidecar:
+        rule = drawdown.rule(max_age="30s", on_no_data={"hold_for": "30s"})
+        made = make_sidecar([rule], [shared_prometheus.url], **sections)
+        made.config["gate"]["lease"], made.config["rules"]["interval"] = "10s", "1s"
+        made.write_config()
+        return made
+
+    return make
+
+
+@pytest.fixture
 def sidecar(
     make_sidecar: Callable[..., Sidecar], shared_prometheus: Prometheus, drawdown: Metric
 ) -> Callable[..., Sidecar]:

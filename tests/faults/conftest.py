@@ -17,6 +17,7 @@ from tests.cast import (  # noqa: F401 - fixtures are used by their names
     killswitch,
     make_sidecar,
     own_prometheus,
+    patient,
     shared_prometheus,
     sidecar,
     wait,
