@@ -1,7 +1,7 @@
 """Sixty-four traders in a process of their own: each asks again as soon as it is answered, and keeps every answer.
 
-Run as a program: `traders.py PORT CONNECTIONS RESULT`, until SIGTERM; writes one JSON list a line to RESULT: asked and told
-(monotonic seconds), decision id, decision, reason, state, factor, epoch (None at /gate, which does not tell it).
+Run as a program: `traders.py PORT CONNECTIONS RESULT`, until SIGTERM; writes one JSON list a line to RESULT: asked and
+told (monotonic seconds), decision id, decision, reason, state, factor, epoch (None at /gate, which does not tell it).
 """
 
 from __future__ import annotations
