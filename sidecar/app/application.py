@@ -29,6 +29,7 @@ from sidecar.adapters.storage_thread import StorageThread
 from sidecar.app.alerts import Alerts
 from sidecar.app.audit_trail import CHANGES, AuditEvent, audit_event
 from sidecar.app.clock import Clock
+from sidecar.app.descriptors import gate_limits
 from sidecar.app.desk import Desk
 from sidecar.app.evaluation import Evaluator
 from sidecar.app.health import HealthChecks, QueryCheck
@@ -138,7 +139,7 @@ class Application:
         )
         self.recoveries.health_interval = min(settings.rules.interval, 5.0)
         self.brake = OrderBrake(evaluator=self.evaluator, clock=clock)
-        self.gate = GateServer(switch=settings.switch.name)
+        self.gate = GateServer(switch=settings.switch.name, limits=gate_limits())
         self.operations: OperationsServer | None = None
         self.web_access: WebAccess | None = None
         self.page: StatePage | None = None

@@ -6,6 +6,7 @@ Answers a stop only once the gate is closed and the state is durable, or says th
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,18 @@ log = logging.getLogger("sidecar.desk")
 DURABLE_WITHIN_SECONDS = 2.0
 STREAM_SIZE = 16
 STREAM_INTERVAL_SECONDS = 1.0
+SAME_MOMENT_SECONDS = 0.05
 
 Document = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Told:
+    """What streams were told last: when (monotonic seconds), after which change, and what."""
+
+    at: float
+    version: int
+    documents: tuple[tuple[str, Document], ...]
 
 
 class Desk:
@@ -42,6 +53,10 @@ class Desk:
     def __init__(self, app: "Application") -> None:
         self._app = app
         self._changed = asyncio.Event()
+        self._reading_audit = asyncio.Lock()
+        self._checking: asyncio.Task[Document] | None = None
+        self._version = 0
+        self._told: _Told | None = None
 
     # Reading
 
@@ -126,7 +141,16 @@ class Desk:
         return recovery_document(app.switch.state, app.clock.now(), app.switch.policies, app.recoveries.step_waits_for)
 
     async def health(self) -> Document:
-        """Run the health checks now; includes readiness."""
+        """Run the health checks now; includes readiness. Who asks while they run gets the same answer."""
+        if self._checking is None:
+            self._checking = asyncio.create_task(self._check_health(), name="health checks")
+            self._checking.add_done_callback(self._checked)
+        return await asyncio.shield(self._checking)
+
+    def _checked(self, _: "asyncio.Task[Document]") -> None:
+        self._checking = None
+
+    async def _check_health(self) -> Document:
         app = self._app
         checks = list(await app.recoveries.check_health())
         not_ready = app.not_ready()
@@ -143,7 +167,8 @@ class Desk:
     ) -> list[Document]:
         """The newest audit events that fit, newest last."""
         folder = Path(self._app.settings.storage.dir) / "audit"
-        return await asyncio.to_thread(audit_log.read, folder, since=since, until=until, types=types, limit=limit)
+        async with self._reading_audit:  # one at a time: each holds the interpreter that the gate needs
+            return await asyncio.to_thread(audit_log.read, folder, since=since, until=until, types=types, limit=limit)
 
     def live(self) -> str | None:
         """Why the process should be restarted; None while it should not."""
@@ -155,13 +180,25 @@ class Desk:
 
     def changed(self) -> None:
         """Wake those who stream the status."""
+        self._version += 1
         self._changed.set()
+
+    def _shown(self) -> tuple[tuple[str, Document], ...]:
+        """What streams tell now; all that ask at the same moment get the same documents, made once."""
+        now, told = self._app.clock.now().mono, self._told
+        if told is None or told.version != self._version or now - told.at > SAME_MOMENT_SECONDS:
+            documents = (("status", self.status()), ("triggers", self.triggers()))
+            told = self._told = _Told(at=now, version=self._version, documents=documents)
+        return told.documents
 
     async def subscribe(self) -> AsyncIterator[tuple[str, Document]]:
         """Stream the status: at once, at each change, and once a second so that ages and timers move."""
         while True:
-            yield "status", self.status()
-            yield "triggers", self.triggers()
+            documents, version = self._shown(), self._version
+            for name, document in documents:
+                yield name, document
+            if version != self._version:
+                continue  # it changed while the documents were taken
             self._changed.clear()
             try:
                 async with asyncio.timeout(STREAM_INTERVAL_SECONDS):

@@ -12,6 +12,7 @@ from sidecar.adapters.probes import ConnectivityProbes
 from sidecar.adapters.process import Watchdog
 from sidecar.app.application import AnotherSidecar, Application
 from sidecar.app.clock import SystemClock
+from sidecar.app.descriptors import raise_limit
 from sidecar.app.logs import Logs
 from sidecar.core.errors import KillswitchError, RuleFileError, SettingsError
 from sidecar.settings.config import Settings, load_settings
@@ -33,6 +34,7 @@ def serve(config_path: str | None, environ: Mapping[str, str], *, linger: float 
     except SettingsError as error:
         print(f"killswitch: the configuration cannot be used:\n{error}", file=sys.stderr)  # noqa: T201 - no logs yet
         return 1
+    raise_limit()
     logs = Logs(level=settings.logging.level, form=settings.logging.format)
     try:
         return uvloop.run(_serve(settings, environ, logs, linger))

@@ -359,6 +359,51 @@ async def test_a_recovery_through_the_desk(world: World) -> None:
     assert CODE not in json.dumps(world.audit())
 
 
+async def test_many_who_ask_for_health_or_the_audit_at_once_cost_one_check_and_one_reading_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most = 0, 0
+
+    async def slow(*_: Any, **__: Any) -> list[Any]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return []
+
+    async with world.running() as app:
+        checked = 0
+        check = app.recoveries.check_health
+
+        async def counted() -> Any:
+            nonlocal checked
+            checked += 1
+            return await check()
+
+        app.recoveries.check_health = counted  # type: ignore[method-assign]
+        assert len({str(one) for one in await asyncio.gather(*(app.desk.health() for _ in range(20)))}) == 1
+        assert checked == 1
+        assert (await app.desk.health())["healthy"]
+        assert checked == 2
+        monkeypatch.setattr(asyncio, "to_thread", slow)
+        await asyncio.gather(*(app.desk.audit(since=None, until=None, types=None, limit=1) for _ in range(5)))
+        monkeypatch.undo()
+    assert most == 1
+
+
+async def test_streams_that_wake_together_are_told_the_same_documents(world: World) -> None:
+    async with world.running() as app:
+        one, two = app.desk.subscribe(), app.desk.subscribe()
+        first = [await anext(one), await anext(one)]
+        assert [document is first[place][1] for place, (_, document) in enumerate([await anext(two), await anext(two)])]
+        await app.desk.trigger(reason="drill", by="ann", by_verified=False, restriction=None)
+        assert (await anext(one))[1]["state"] == "KILLED", "never older than the last change"
+        assert (await anext(two))[1]["state"] == "KILLED"
+        await one.aclose()
+        await two.aclose()
+
+
 async def test_health_triggers_audit_and_the_stream_show_the_same_switch(world: World) -> None:
     async with world.running() as app:
         health = await app.desk.health()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidecar.adapters.gate_http import GateLimits, GateServer
+from sidecar.adapters.gate_http import GateLimits, GateServer, connection
 from sidecar.adapters.gate_http.connection import path_of
 from sidecar.core.policy import GatePolicy
 from sidecar.core.snapshot import ALL_CLEAR, Reason, ReasonCode, Snapshot
@@ -428,6 +428,48 @@ async def test_too_many_connections_are_closed_at_once():
         assert (gate.server.statistics().connections, gate.server.statistics().connections_refused) == (2, 1)
         for _, writer in kept:
             writer.close()
+
+
+async def test_connections_that_were_opened_and_forgotten_make_room(monkeypatch):
+    monkeypatch.setattr(connection, "_SILENT_SECONDS", 0.05)
+    async with running(limits=GateLimits(connections=3)) as gate:
+        streams = [await asyncio.open_connection("127.0.0.1", gate.port) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        reader, writer = streams[0]
+        writer.write(b"GET /gate HTTP/1.1\r\n\r\n")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        assert await gate.still_answers()
+        writer.write(b"GET /gate HTTP/1.1\r\n\r\n")
+        assert b"HTTP/1.1 200" in await asyncio.wait_for(reader.readuntil(b"OK\r\n"), 5), "who asks is not silent"
+        assert [await streams[number][0].read() for number in (1, 2)] == [b"", b""]
+        for _, each in streams:
+            each.close()
+
+
+async def test_of_all_that_is_piled_up_one_piece_is_worked_on_in_each_turn(gate, monkeypatch):
+    turns, turn = [], 0
+
+    async def count():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    pump = connection.GateConnection._pump
+    monkeypatch.setattr(connection.GateConnection, "_pump", lambda each: (turns.append(turn), pump(each)))
+    counting = asyncio.create_task(count())
+    answers = await asyncio.gather(*(gate.talk(b"GET /gate HTTP/1.1\r\n\r\n" * 300) for _ in range(10)))
+    counting.cancel()
+    assert [len(parse_all(answer)) for answer in answers] == [300] * 10
+    assert len(turns) > 50
+    assert len(set(turns)) == len(turns), "two pieces in one turn"
+
+
+async def test_a_large_list_waits_behind_what_is_piled_up_and_small_questions_do_not(gate):
+    order = b'{"intent":"new","symbol":"A","side":"buy","quantity":1,"position":0}'
+    body = b"[" + b",".join([order] * 900) + b"]"
+    status, _, answer = await gate.ask(post(body))
+    assert (status, answer.count(b'"allow"')) == (200, 900)
 
 
 async def test_a_peer_that_does_not_read_is_not_read_from(gate):

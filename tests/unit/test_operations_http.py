@@ -789,7 +789,75 @@ async def test_a_kill_goes_on_when_its_caller_hangs_up(start: Callable[..., Any]
     await asyncio.wait_for(ended.wait(), 5)
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/nothing", "/api/v1/trigger"])
+async def test_an_expectation_that_nobody_meets_is_a_problem_document(start: Callable[..., Any], path: str) -> None:
+    listening = await start()
+    response = await listening.ask("GET", path, headers={"Expect": "a-miracle"})
+    problem(response, 417)
+    assert response.headers["X-Frame-Options"] == "DENY"
+
+
+async def test_in_each_turn_of_the_loop_one_question_is_worked_on(start: Callable[..., Any]) -> None:
+    listening = await start()
+    turns: list[int] = []
+    turn = 0
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    listening.desk.triggers = lambda: turns.append(turn) or {}
+    counting = asyncio.create_task(count())
+    await asyncio.gather(*(listening.ask("GET", "/api/v1/triggers") for _ in range(50)))
+    counting.cancel()
+    assert len(turns) == 50
+    assert len(set(turns)) == 50, "two in one turn"
+
+
+async def test_a_caller_that_goes_away_gives_its_turn_to_the_next() -> None:
+    from sidecar.adapters.operations_http.turns import Turns
+
+    turns = Turns()
+    waiting = [asyncio.create_task(turns.take()) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    waiting[1].cancel()
+    await asyncio.wait_for(waiting[2], 5)
+    await asyncio.wait_for(turns.take(), 5)
+
+
 # Metrics
+
+
+async def test_scrapes_that_wait_share_one_rendering_that_began_after_they_came() -> None:
+    from sidecar.adapters.operations_http.exposition import Exposition
+
+    registry = CollectorRegistry()
+    shown = Gauge("answer", "The answer.", registry=registry)
+    collected = 0
+
+    class Counting:
+        def collect(self) -> list[Any]:
+            nonlocal collected
+            collected += 1
+            return []
+
+    registry.register(Counting())  # type: ignore[arg-type]
+    collected = 0
+    exposition = Exposition(registry)
+    await exposition._scraping.acquire()
+    early = [asyncio.create_task(exposition.render(None, None)) for _ in range(20)]
+    await asyncio.sleep(0)
+    early[0].cancel()  # who hangs up takes nothing from the others
+    shown.set(7)
+    exposition._scraping.release()
+    bodies = {(await scrape).body for scrape in early[1:]}
+    assert bodies == {b"# HELP answer The answer.\n# TYPE answer gauge\nanswer 7.0\n"}
+    assert collected == 1
+    shown.set(8)
+    assert b"answer 8.0" in (await exposition.render(None, None)).body
 
 
 async def test_metrics_come_in_both_formats_and_compressed(start: Callable[..., Any]) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import nsmallest
 from time import monotonic
 from typing import cast
 
@@ -34,7 +35,17 @@ _CHECK = b"/v1/orders/check"
 
 # Bytes parsed in one go: 4 KiB hold at most some two hundred pipelined questions, which is under a millisecond.
 _SLICE = 4096
+_PIECE = 1024
+# A question and what a peer may sensibly send behind it are answered at once; more of them take turns.
+_AT_ONCE = 2
+_END_OF_HEAD = b"\r\n\r\n"
+# A body from here on takes long enough to read that it takes turns too.
+_LARGE_BODY = 4096
 _REQUEST_LINE = re.compile(rb"(?:\r?\n)*([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) \S+ HTTP/1\.[01]\r\n")
+
+# Who asked within this time is not silent; and how many of the silent make room at once, for to find them takes time.
+_SILENT_SECONDS = 1.0
+_ROOM_FOR = 64
 
 _IDLE, _HEAD, _BODY = range(3)
 _SILENT = 0  # in place of a status: close without a word, the question was answered before
@@ -50,7 +61,8 @@ class GateLimits:
         discard_bytes: size of a body that nobody reads, before the connection is closed.
         head_seconds, body_seconds: until a started request's head, then its body, must have come.
         idle_seconds: between requests; above the 60 s after which nginx and most clients' pools give up first.
-        connections: open at once; a further one is closed at once, which its client must take for a denial.
+        connections: open at once. For a further one those make room that have been silent longest; where all have asked
+            within the last second, it is closed at once, which its client must take for a denial.
         backlog: connections that the kernel keeps until they are accepted.
     """
 
@@ -80,14 +92,44 @@ class Roster:
     stopping: bool = False
     refused: int = 0
     on_empty: Callable[[], None] | None = None
+    _work: deque[Callable[[], None]] = field(default_factory=deque)
+    _turning: bool = False
+
+    def later(self, loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+        """Do this piece of work in a later turn of the loop: one piece a turn, of all connections together.
+
+        So a hundred peers who send a thousand questions at once each wait for one another, and a peer with one
+        question waits for one piece.
+        """
+        self._work.append(work)
+        if not self._turning:
+            self._turning = True
+            loop.call_soon(self._turn, loop)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._work.popleft()()
+        finally:
+            self._turning = bool(self._work)
+            if self._turning:
+                loop.call_soon(self._turn, loop)
 
     def enter(self, connection: "GateConnection") -> bool:
         """Take a connection in; False where there is no room."""
-        if self.stopping or len(self.open) >= self.limit:
+        if self.stopping or (len(self.open) >= self.limit and not self._make_room()):
             self.refused += 1
             return False
         self.open.add(connection)
         return True
+
+    def _make_room(self) -> bool:
+        """End connections that have been silent longest: a peer that opens them and forgets them shuts nobody out."""
+        now = monotonic()
+        silent = ((since, id(each), each) for each in self.open if (since := each.silent_since) < now - _SILENT_SECONDS)
+        for _, _, connection in nsmallest(_ROOM_FOR, silent):
+            connection.expire()
+            self.leave(connection)
+        return len(self.open) < self.limit
 
     def leave(self, connection: "GateConnection") -> None:
         """Forget a connection."""
@@ -196,7 +238,7 @@ class GateConnection(asyncio.Protocol):
         """Parse what came, or keep it while the answer before it is still being worked on."""
         if self._leaving:
             self._discard(len(data))
-        elif self._busy or self._backlog or len(data) > _SLICE:
+        elif self._busy or self._backlog or len(data) > _SLICE or data.count(_END_OF_HEAD) > _AT_ONCE:
             self._backlog += data
             self._schedule_pump()
         elif data == self._known_question and self._stage == _IDLE and not self._roster.stopping:
@@ -235,6 +277,12 @@ class GateConnection(asyncio.Protocol):
         """Go on with a peer that reads again."""
         self._peer_slow = False
         self._schedule_pump()
+
+    @property
+    def silent_since(self) -> float:
+        """Monotonic seconds of the last question; infinite while one is being asked or answered."""
+        waits = self._stage == _IDLE and not self._busy and not self._backlog
+        return self.deadline - self._limits.idle_seconds if waits else math.inf
 
     # What the server calls.
 
@@ -409,7 +457,11 @@ class GateConnection(asyncio.Protocol):
         self._transport.write(reply)
 
     def _start_check(self, body: bytes, close: bool) -> None:  # noqa: FBT001 - called through partial only
-        self._advance(self._desk.check(body), close, self._arrived)
+        job = self._desk.check(body)
+        if len(body) > _LARGE_BODY:
+            self._postpone(job, close, self._arrived)
+        else:
+            self._advance(job, close, self._arrived)
 
     def _advance(self, job: Generator[None, None, tuple[int, bytes]], close: bool, since: float) -> None:  # noqa: FBT001
         """Take one step of deciding a list, and let others have their turn before the next."""
@@ -428,10 +480,13 @@ class GateConnection(asyncio.Protocol):
             elif self._busy:
                 self._free()
             return
+        self._postpone(job, close, since)
+
+    def _postpone(self, job: Generator[None, None, tuple[int, bytes]], close: bool, since: float) -> None:  # noqa: FBT001
         self._busy = True
         self.deadline = math.inf
         self._regulate()
-        self._loop.call_soon(self._advance, job, close, since)
+        self._roster.later(self._loop, partial(self._advance, job, close, since))
 
     def _free(self) -> None:
         """Give the answers that waited behind a list, then read on."""
@@ -452,7 +507,7 @@ class GateConnection(asyncio.Protocol):
         self._regulate()
         if not self._pumping:
             self._pumping = True
-            self._loop.call_soon(self._pump)
+            self._roster.later(self._loop, self._pump)
 
     def _pump(self) -> None:
         """Parse one slice of what came, and let others have their turn before the next."""
@@ -460,7 +515,7 @@ class GateConnection(asyncio.Protocol):
         if self._busy or self._peer_slow or self._leaving:
             return
         if self._backlog:
-            part, self._backlog = self._backlog[:_SLICE], self._backlog[_SLICE:]
+            part, self._backlog = self._backlog[:_PIECE], self._backlog[_PIECE:]
             self._arrived = monotonic()
             self._feed(part)
         if self._is_held():

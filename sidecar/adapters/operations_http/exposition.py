@@ -46,12 +46,26 @@ class Exposition:
         self._registry = registry
         self._writers: dict[str, FamilyWriter] = {}
         self._scraping = asyncio.Lock()
+        self._next: dict[tuple[str, bool], asyncio.Task[Exposed]] = {}
 
     async def render(self, accept: str | None, accept_encoding: str | None) -> Exposed:
-        """Render all metrics in the format and encoding that the headers of the scrape ask for."""
+        """Render all metrics in the format and encoding that the headers of the scrape ask for.
+
+        Scrapes that wait while another one is rendered share the next rendering, which begins after all of them came.
+        """
         encoder, content_type = choose_encoder(accept or "")
         gzipped = gzip_accepted(accept_encoding or "")
+        key = (content_type, gzipped)
+        task = self._next.get(key)
+        if task is None:
+            task = self._next[key] = asyncio.create_task(self._render(encoder, content_type, gzipped=gzipped))
+        return await asyncio.shield(task)
+
+    async def _render(
+        self, encoder: Callable[[CollectorRegistry], bytes], content_type: str, *, gzipped: bool
+    ) -> Exposed:
         async with self._scraping:
+            del self._next[content_type, gzipped]
             families = list(self._registry.collect())
             write = self._writer(content_type, encoder)
             if sum(len(family.samples) for family in families) < _IN_THREAD_FROM:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from sidecar.adapters.operations_http.problems import Problem
+from sidecar.adapters.operations_http.problems import Problem, problem_of_http
 from sidecar.adapters.operations_http.web_access import WebAccess
 
 if TYPE_CHECKING:
@@ -120,6 +120,14 @@ class Connection(web.RequestHandler):
             yield
         finally:
             self._roster.quiet(self)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send an answer; what the library answers by itself, before any route is asked, is a problem document too."""
+        if isinstance(resp, web.HTTPException):
+            resp = problem_of_http(resp).response()
+        return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,

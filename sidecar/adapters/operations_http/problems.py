@@ -85,7 +85,7 @@ def problem_of(error: Exception, status: Callable[[], Mapping[str, Any]]) -> Pro
         case Problem():
             return error
         case web.HTTPException():
-            return _of_http(error)
+            return problem_of_http(error)
         case NotDurable():
             return _of_not_durable(error, status)
         case SettingsError() | RuleFileError():
@@ -117,7 +117,8 @@ def _unexpected(error: Exception) -> Problem:
     return Problem(500, "an internal error; the log has the details")
 
 
-def _of_http(error: web.HTTPException) -> Problem:
+def problem_of_http(error: web.HTTPException) -> Problem:
+    """Say what the library refused."""
     headers = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
     match error:
         case web.HTTPNotFound():

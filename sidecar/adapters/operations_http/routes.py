@@ -31,6 +31,7 @@ from sidecar.adapters.operations_http.questions import (
 )
 from sidecar.adapters.operations_http.streams import Streams
 from sidecar.adapters.operations_http.tokens import Role
+from sidecar.adapters.operations_http.turns import Turns
 from sidecar.adapters.operations_http.web_access import WebAccess
 from sidecar.adapters.operations_http.webhook import WebhookQuestion, read_payload
 
@@ -280,6 +281,8 @@ def application(
             except Exception as error:  # noqa: BLE001 - every error becomes a problem document; defects are logged there
                 return problem_of(error, desk.status).response()
 
+    turns = Turns()
+
     async def dress_answer(_request: web.Request, response: web.StreamResponse) -> None:
         dress(response.headers, {} if access is None else access.config.headers)
 
@@ -288,7 +291,7 @@ def application(
     app.on_response_prepare.append(dress_answer)
     for route in routes:
         add = app.router.add_get if route.method == "GET" else _adder(app, route.method)
-        add(route.path, _endpoint(route, door, desk, seconds))
+        add(route.path, _endpoint(route, door, desk, seconds, turns))
     return app
 
 
@@ -300,10 +303,12 @@ def _adder(app: web.Application, method: str) -> Callable[..., web.AbstractRoute
 
 
 def _endpoint(
-    route: Route, door: Door, desk: Desk, seconds: float
+    route: Route, door: Door, desk: Desk, seconds: float, turns: Turns
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def endpoint(request: web.Request) -> web.StreamResponse:
         async with asyncio.timeout(seconds if route.limited else None):
+            if route.method == "GET" and route.path not in HEALTH_PATHS:
+                await turns.take()
             caller = await _admitted(request, route, door, desk)
             response = await route.handler(request, caller)
         await _send(request, response, seconds)

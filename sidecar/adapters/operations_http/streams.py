@@ -35,6 +35,7 @@ class Streams:
         self._limit = limit
         self._heartbeat = heartbeat
         self._write_seconds = write_seconds
+        self._written: dict[str, tuple[Mapping[str, Any], bytes]] = {}
         self._open: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
@@ -81,7 +82,14 @@ class Streams:
                 event = await queue.get()
         except TimeoutError:
             return None if pump.done() else b": heartbeat\n\n"
-        return None if event is None else _lines(*event)
+        return None if event is None else self._lines(*event)
+
+    def _lines(self, name: str, content: Mapping[str, Any]) -> bytes:
+        # Many streams are told the same thing at the same moment: it is written once.
+        known = self._written.get(name)
+        if known is None or known[0] is not content:
+            known = self._written[name] = (content, f"event: {name}\ndata: {json.dumps(content)}\n\n".encode())
+        return known[1]
 
     async def _write(self, request: web.Request, response: web.StreamResponse, chunk: bytes) -> None:
         try:
@@ -108,7 +116,3 @@ async def _pump(events: AsyncIterator[_Event], queue: asyncio.Queue[_Event | Non
         if queue.full():
             queue.get_nowait()
         queue.put_nowait(None)
-
-
-def _lines(name: str, content: Mapping[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
