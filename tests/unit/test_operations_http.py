@@ -1001,3 +1001,30 @@ async def test_the_api_describes_what_it_serves(start: Callable[..., Any]) -> No
     references = [part.split('"')[0] for part in json.dumps(described).split('"#/components/schemas/')[1:]]
     assert set(references) <= described["components"]["schemas"].keys()
     assert {"RecoveryQuestion", "ApprovalQuestion", "CancelQuestion", "WaiveQuestion", "Problem"} <= set(references)
+
+
+async def test_every_path_describes_who_may_ask_and_every_refusal_of_its_kind(start: Callable[..., Any]) -> None:
+    listening = await start()
+    paths = json.loads((await listening.ask("GET", "/openapi.json")).body)["paths"]
+    for path, methods in paths.items():
+        for method, said in methods.items():
+            refusals = set(said["responses"]) - {"200"}
+            assert {"400", "417", "421", "503"} <= refusals
+            assert ("401" in refusals) == (path not in {"/-/healthy", "/-/ready", "/livez", "/readyz"})
+            assert ({"408", "413", "415"} <= refusals) == ("requestBody" in said)
+            changes = method != "get"
+            assert [list(each) for each in said["security"] if not each] == (
+                [] if changes or not said["security"] else [[]]
+            )
+            assert "429" not in refusals or path.startswith("/api/v1/recovery")
+            for status in refusals:
+                assert list(said["responses"][status]["content"]) == ["application/problem+json"]
+    assert "Retry-After" in paths["/api/v1/recovery"]["post"]["responses"]["429"]["headers"]
+    assert "WWW-Authenticate" in paths["/api/v1/status"]["get"]["responses"]["401"]["headers"]
+
+
+def test_the_gates_description_is_what_the_code_says() -> None:
+    from sidecar.adapters.gate_http import openapi
+
+    committed = (Path(__file__).parents[2] / openapi.FILE).read_text()
+    assert committed == openapi.text(), "run python -m sidecar.adapters.gate_http.openapi"

@@ -20,8 +20,8 @@ MAX_EXPONENT = 30
 
 _KEYS = ("intent", "symbol", "side", "quantity", "position", "open_quantity", "position_limit", "reduce_only")
 _KNOWN = frozenset(_KEYS)
-_INTENTS = {"new": Intent.NEW, "replace": Intent.REPLACE, "cancel": Intent.CANCEL}
-_SIDES = {"buy": Side.BUY, "sell": Side.SELL}
+INTENTS = {"new": Intent.NEW, "replace": Intent.REPLACE, "cancel": Intent.CANCEL}
+SIDES = {"buy": Side.BUY, "sell": Side.SELL}
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"[+-]?([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]{1,3}))?", re.ASCII)
 _LONGEST_NUMBER = MAX_DIGITS + 8  # its digits, two signs, point, e and an exponent of three
@@ -159,7 +159,7 @@ def parse_order(document: object, where: str) -> Order:
 def _intent(value: object, where: str) -> Intent:
     if value is None:
         return Intent.NEW
-    intent = _INTENTS.get(value) if isinstance(value, str) else None
+    intent = INTENTS.get(value) if isinstance(value, str) else None
     if intent is None:
         raise OrderError(f"{_at(where, 'intent')}: {_seen(value)} is none of new, replace, cancel")
     return intent
@@ -175,7 +175,7 @@ def _symbol(value: object, where: str) -> str:
 
 def _side(document: Mapping[str, object], where: str) -> Side:
     value = document.get("side")
-    side = _SIDES.get(value) if isinstance(value, str) else None
+    side = SIDES.get(value) if isinstance(value, str) else None
     if side is None:
         seen = f"{_seen(value)} is neither buy nor sell" if "side" in document else "missing; give buy or sell"
         raise OrderError(f"{_at(where, 'side')}: {seen}")

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from aiohttp import web
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -173,6 +173,34 @@ class AuditQuestion:
     until: datetime | None
     types: set[str] | None
     limit: int
+
+
+AUDIT_PARAMETERS: Final[tuple[Mapping[str, Any], ...]] = (
+    {
+        "name": "since",
+        "in": "query",
+        "description": "RFC 3339, inclusive.",
+        "schema": {"type": "string", "format": "date-time"},
+    },
+    {
+        "name": "until",
+        "in": "query",
+        "description": "RFC 3339, inclusive.",
+        "schema": {"type": "string", "format": "date-time"},
+    },
+    {
+        "name": "type",
+        "in": "query",
+        "description": "May be repeated, or hold several names with commas.",
+        "schema": {"type": "array", "items": {"type": "string"}, "maxItems": _MOST_TYPES},
+    },
+    {
+        "name": "limit",
+        "in": "query",
+        "schema": {"type": "integer", "minimum": 1, "maximum": _MOST_EVENTS, "default": _DEFAULT_EVENTS},
+    },
+)
+"""What `read_audit_question` reads, as OpenAPI writes it."""
 
 
 def read_audit_question(query: Mapping[str, str], types: Iterable[str]) -> AuditQuestion:

@@ -20,6 +20,7 @@ from sidecar.adapters.operations_http.listener import Connection
 from sidecar.adapters.operations_http.page import INDEX, PageFile, load
 from sidecar.adapters.operations_http.problems import Problem, problem_of
 from sidecar.adapters.operations_http.questions import (
+    AUDIT_PARAMETERS,
     BODY_BYTES,
     ApprovalQuestion,
     CancelQuestion,
@@ -39,6 +40,8 @@ _DOOR: Final = web.AppKey("door", Door)
 HEALTH_PATHS: Final = frozenset({"/-/healthy", "/-/ready", "/livez", "/readyz"})
 """Open to whoever reaches a listener: a kubelet has no credentials."""
 
+_METRICS: Final = "text/plain, application/openmetrics-text"
+
 Handler = Callable[[web.Request, Caller], Awaitable[web.StreamResponse]]
 
 
@@ -55,6 +58,9 @@ class Route:
         media_type: of the answer.
         limited: False where an answer may go on for as long as it likes.
         described: False for a file of the page, which is no part of the API.
+        answer: the schema of what it answers, by its name in `answers`; None for text.
+        refusals: what it may answer beyond what follows from its role and body.
+        parameters: of its query, as OpenAPI writes them.
     """
 
     method: str
@@ -66,6 +72,9 @@ class Route:
     media_type: str = "application/json"
     limited: bool = True
     described: bool = True
+    answer: str | None = None
+    refusals: frozenset[int] = frozenset()
+    parameters: tuple[Mapping[str, Any], ...] = ()
 
 
 class Routes:
@@ -92,18 +101,49 @@ class Routes:
         return (
             Route("GET", "/", None, self._page_file(INDEX), "The web page.", media_type="text/html"),
             *(self._page_route(name) for name in sorted(self._page) if name != INDEX),
-            Route("GET", "/openapi.json", None, self._openapi, "This description."),
-            Route("GET", "/metrics", None, self._metrics, "Metrics for Prometheus.", media_type=text),
+            Route("GET", "/openapi.json", None, self._openapi, "This description.", answer="Description"),
+            Route("GET", "/metrics", None, self._metrics, "Metrics for Prometheus.", media_type=_METRICS),
             Route("GET", "/-/healthy", None, self._live, "Whether the process lives.", media_type=text),
             Route("GET", "/livez", None, self._live, "Whether the process lives.", media_type=text),
             Route("GET", "/-/ready", None, self._ready, "Whether the sidecar is up.", media_type=text),
             Route("GET", "/readyz", None, self._ready, "Whether the sidecar is up.", media_type=text),
-            Route("POST", "/-/reload", Role.OPERATOR, self._reload, "Read configuration and rules again."),
-            Route("GET", "/api/v1/access", None, self._access, "Who you are here, and what you may do."),
-            Route("GET", "/api/v1/status", Role.VIEWER, self._status, "The whole switch."),
-            Route("GET", "/api/v1/triggers", Role.VIEWER, self._triggers, "Every rule with its trigger."),
-            Route("GET", "/api/v1/health", Role.VIEWER, self._health, "The health checks of a recovery, run now."),
-            Route("GET", "/api/v1/audit", Role.VIEWER, self._audit, "The newest audit events, newest last."),
+            Route(
+                "POST",
+                "/-/reload",
+                Role.OPERATOR,
+                self._reload,
+                "Read configuration and rules again.",
+                answer="Reloaded",
+            ),
+            Route(
+                "GET", "/api/v1/access", None, self._access, "Who you are here, and what you may do.", answer="Access"
+            ),
+            Route("GET", "/api/v1/status", Role.VIEWER, self._status, "The whole switch.", answer="Status"),
+            Route(
+                "GET",
+                "/api/v1/triggers",
+                Role.VIEWER,
+                self._triggers,
+                "Every rule with its trigger.",
+                answer="Triggers",
+            ),
+            Route(
+                "GET",
+                "/api/v1/health",
+                Role.VIEWER,
+                self._health,
+                "The health checks of a recovery, run now.",
+                answer="Health",
+            ),
+            Route(
+                "GET",
+                "/api/v1/audit",
+                Role.VIEWER,
+                self._audit,
+                "The newest audit events, newest last.",
+                answer="Audit",
+                parameters=AUDIT_PARAMETERS,
+            ),
             Route(
                 "GET",
                 "/api/v1/events",
@@ -113,7 +153,16 @@ class Routes:
                 media_type=stream,
                 limited=False,
             ),
-            Route("POST", "/api/v1/trigger", Role.OPERATOR, self._trigger, "Stop trading, now.", body=TriggerQuestion),
+            Route(
+                "POST",
+                "/api/v1/trigger",
+                Role.OPERATOR,
+                self._trigger,
+                "Stop trading, now.",
+                body=TriggerQuestion,
+                answer="Status",
+                refusals=frozenset({409}),
+            ),
             Route(
                 "POST",
                 "/api/v1/alertmanager",
@@ -121,8 +170,10 @@ class Routes:
                 self._alertmanager,
                 "Take alerts from Alertmanager's webhook, version 4.",
                 body=WebhookQuestion,
+                answer="Taken",
+                refusals=frozenset({409}),
             ),
-            Route("GET", "/api/v1/recovery", Role.VIEWER, self._recovery, "The recovery under way."),
+            Route("GET", "/api/v1/recovery", Role.VIEWER, self._recovery, "The recovery under way.", answer="Recovery"),
             Route(
                 "POST",
                 "/api/v1/recovery",
@@ -130,6 +181,8 @@ class Routes:
                 self._recover,
                 "Ask for a recovery, with its first approval.",
                 body=RecoveryQuestion,
+                answer="Status",
+                refusals=frozenset({409, 429}),
             ),
             Route(
                 "DELETE",
@@ -138,6 +191,8 @@ class Routes:
                 self._cancel,
                 "Take the recovery back.",
                 body=CancelQuestion,
+                answer="Status",
+                refusals=frozenset({409}),
             ),
             Route(
                 "POST",
@@ -146,6 +201,8 @@ class Routes:
                 self._approve,
                 "Approve the recovery that waits.",
                 body=ApprovalQuestion,
+                answer="Status",
+                refusals=frozenset({409, 429}),
             ),
         )
 
@@ -171,7 +228,8 @@ class Routes:
         from sidecar.adapters.operations_http.openapi import describe
 
         if self._description is None:
-            self._description = json.dumps(describe(route for route in self.table() if route.described)).encode()
+            described = [route for route in self.table() if route.described]
+            self._description = json.dumps(describe(described, HEALTH_PATHS)).encode()
         return web.Response(body=self._description, content_type="application/json")
 
     async def _metrics(self, request: web.Request, caller: Caller) -> web.Response:  # noqa: ARG002
