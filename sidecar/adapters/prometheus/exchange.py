@@ -5,6 +5,7 @@ nothing of batches: text in, the decoded envelope out.
 """
 
 import asyncio
+import base64
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -26,6 +27,7 @@ INLINE_DECODE_BYTES: Final = 64 * 1024
 
 _CHUNK_BYTES: Final = 64 * 1024
 _MESSAGE_CHARACTERS: Final = 500
+_SHORTEST_SECRET: Final = 4  # a shorter one is no secret, and would blot out half the message
 _SERVER_SHARE_OF_TIME: Final = 0.9  # the server should give up, and say so, just before we do
 _QUERY_ERROR_STATUS: Final = frozenset({400, 422})
 _NOT_SERVING_STATUS: Final = frozenset({502, 503, 504})
@@ -53,6 +55,7 @@ class Endpoint:
         self.name = clean
         self._url = clean.rstrip("/") + "/api/v1/query"
         self._headers = {**headers, "Accept": "application/json", "Accept-Encoding": "identity"}
+        self._own_headers = tuple(headers.values())
         self._userinfo = userinfo
         self._access = HttpAccess(http)
         self._refreshing = asyncio.Lock()
@@ -129,16 +132,18 @@ class Endpoint:
         if response.status != 200:
             return self._http_error(response.status)
         if not isinstance(body, dict) or body.get("status") != "success":
-            return self._failed("bad_response", f"answered {response.content_type}, not the JSON of a query API")
+            answered = self._quoted(response.content_type)
+            return self._failed("bad_response", f"answered {answered}, not the JSON of a query API")
         data = body.get("data")
         if not isinstance(data, dict) or not isinstance(data.get("result"), list):
             return self._failed("bad_response", "the JSON has no data.result")
         if data.get("resultType") != wanted:
-            return self._failed("wrong_type", f"the result is a {data.get('resultType')!r}; a {wanted} was wanted")
-        return Envelope(result=data["result"], warnings=_warnings(body.get("warnings")))
+            found = self._quoted(repr(data.get("resultType")))
+            return self._failed("wrong_type", f"the result is a {found}; a {wanted} was wanted")
+        return Envelope(result=data["result"], warnings=self._warnings(body.get("warnings")))
 
     def _api_error(self, status: int, body: Mapping[str, Any]) -> Failure:
-        kind, text = str(body.get("errorType")), _short(str(body.get("error")))
+        kind, text = self._quoted(body.get("errorType")), self._quoted(body.get("error"))
         if kind in ("timeout", "canceled"):
             return self._failed("timeout", f"the server gave the query up: {text}")
         if status in _QUERY_ERROR_STATUS:
@@ -146,6 +151,28 @@ class Endpoint:
         if status in _NOT_SERVING_STATUS:
             return self._unreachable(f"HTTP {status}: {text}")
         return self._failed("http_error", f"HTTP {status}: {kind}: {text}")
+
+    def _warnings(self, seen: Any) -> tuple[str, ...]:
+        # Prometheus 2.48 to 2.55 put remarks on style among the warnings; later versions keep them apart as `infos`.
+        if not seen:
+            return ()
+        texts = [self._quoted(one) for one in (seen if isinstance(seen, list) else [seen])]
+        return tuple(text for text in texts if not text.startswith(_INFO_PREFIX))
+
+    def _quoted(self, text: object) -> str:
+        """What a server said, cut short, without the secrets that it was sent: some proxies repeat them in errors."""
+        told = str(text)
+        for secret in self._secrets():
+            told = told.replace(secret, "…")
+        return _short(told)
+
+    def _secrets(self) -> list[str]:
+        authorization = self._access.authorization or self._userinfo or ""
+        scheme, _, credentials = authorization.partition(" ")
+        found = {authorization, credentials, *self._own_headers}
+        if scheme == "Basic":
+            found.add(base64.b64decode(credentials).decode().partition(":")[2])
+        return sorted((secret for secret in found if len(secret) >= _SHORTEST_SECRET), key=len, reverse=True)
 
     def _http_error(self, status: int) -> Failure:
         if status in _NOT_SERVING_STATUS:
@@ -190,14 +217,6 @@ async def _decoded(body: bytes) -> Any:
             return None
 
     return await off_the_loop(len(body), decode)
-
-
-def _warnings(seen: Any) -> tuple[str, ...]:
-    # Prometheus 2.48 to 2.55 put remarks on style among the warnings; later versions keep them apart as `infos`.
-    if not seen:
-        return ()
-    texts = [_short(str(one)) for one in (seen if isinstance(seen, list) else [seen])]
-    return tuple(text for text in texts if not text.startswith(_INFO_PREFIX))
 
 
 def _short(text: str) -> str:
