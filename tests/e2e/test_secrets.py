@@ -286,7 +286,7 @@ def test_no_secret_ever_comes_out(make_sidecar: Callable[..., Sidecar], guarded:
 
 
 def read_everything(world: World) -> None:
-    for path in ("/metrics", "/openapi.json", "/"):
+    for path in ("/metrics", "/openapi.json", "/", "/api/v1/access"):
         assert world.ask("GET", path, bearer(secret("viewer"))) == 200
     assert world.ask("GET", "/metrics", basic(PASSWORD), Accept="application/openmetrics-text") == 200
     for name in ("status", "triggers", "recovery", "health", "audit?limit=10000"):
