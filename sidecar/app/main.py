@@ -15,7 +15,8 @@ from sidecar.app.clock import SystemClock
 from sidecar.app.descriptors import raise_limit
 from sidecar.app.logs import Logs
 from sidecar.core.errors import KillswitchError, RuleFileError, SettingsError
-from sidecar.settings.config import Settings, load_settings
+from sidecar.settings.config import CONFIG_VARIABLE, DEFAULT_CONFIG, Settings, load_settings
+from sidecar.settings.everything import with_rules
 
 log = logging.getLogger("sidecar.main")
 
@@ -32,6 +33,7 @@ def serve(config_path: str | None, environ: Mapping[str, str], *, linger: float 
     try:
         settings = load_settings(config_path, environ)
     except SettingsError as error:
+        error = with_rules(error, config_path or environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG, environ)
         print(f"killswitch: the configuration cannot be used:\n{error}", file=sys.stderr)  # noqa: T201 - no logs yet
         return 1
     raise_limit()

@@ -16,8 +16,9 @@ from sidecar.app.loosening import loosened_rules, loosened_settings
 from sidecar.core.errors import RuleFileError, SettingsError
 from sidecar.core.states import Instant, Stage, State
 from sidecar.rules.model import RuleSet
-from sidecar.settings.config import Settings, load_settings
-from sidecar.settings.rule_files import load_rules, rule_paths
+from sidecar.settings.config import Settings
+from sidecar.settings.everything import load_everything
+from sidecar.settings.rule_files import rule_paths
 
 if TYPE_CHECKING:
     from sidecar.app.application import Application
@@ -111,8 +112,7 @@ class Reloader:
 
     def _read(self) -> tuple[Settings, RuleSet]:
         try:
-            settings = load_settings(self._app.settings.path, self._app.environ)
-            rules = load_rules(settings.rules.files, settings.rules.interval, self._app.environ, settings.scrape_names)
+            settings, rules = load_everything(self._app.settings.path, self._app.environ)
             if settings.recovery.approvers_file is not None:
                 Approvers.from_file(settings.recovery.approvers_file)
         except OSError as error:

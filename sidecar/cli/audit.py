@@ -6,7 +6,7 @@ The files are only ever read. They are asked where no sidecar answers, for that 
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -67,7 +67,7 @@ def _moment(_context: click.Context, parameter: click.Parameter, value: str | No
     epilog=examples(
         "killswitch audit --since 24h",
         "killswitch audit --since 2026-01-30 --until 2026-01-31 --limit 500",
-        "killswitch audit --type switch.killed --follow",
+        "killswitch audit --type switch.killed --type switch.reopened --follow",
         "killswitch audit verify",
     ),
 )
@@ -77,7 +77,7 @@ def _moment(_context: click.Context, parameter: click.Parameter, value: str | No
 @click.option(
     "--until", metavar="24h|7d|DATE", callback=_moment, help="Not newer than this; a bare date includes its day."
 )
-@click.option("--type", "kind", metavar="TYPE", help="Only events of this type.")
+@click.option("--type", "kinds", metavar="TYPE", multiple=True, help="Only events of this type; may be given again.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="The newest so many, newest last."
 )
@@ -87,7 +87,7 @@ def audit(
     click_context: click.Context,
     since: datetime | None,
     until: datetime | None,
-    kind: str | None,
+    kinds: tuple[str, ...],
     limit: int,
     *,
     follow: bool,
@@ -100,7 +100,7 @@ def audit(
     if click_context.invoked_subcommand is not None:
         return
     context = click_context.ensure_object(Context)
-    question = Question(since=since, until=until, kind=kind, limit=limit)
+    question = Question(since=since, until=until, kinds=kinds, limit=limit)
     last = _list(context, question, lines=follow)
     if follow:
         for event in _new_events(context, question, last):
@@ -108,12 +108,13 @@ def audit(
 
 
 class Question:
-    """What is asked of the audit; `since` and `until` are inclusive, `kind` None means every type."""
+    """What is asked of the audit; `since` and `until` are inclusive, no `kinds` means every type."""
 
-    def __init__(self, *, since: datetime | None, until: datetime | None, kind: str | None, limit: int) -> None:
+    def __init__(self, *, since: datetime | None, until: datetime | None, kinds: Sequence[str], limit: int) -> None:
         self.since = since
         self.until = until
-        self.kind = kind
+        # As the API takes them: several in one, with commas.
+        self.kinds = tuple(one.strip() for kind in kinds for one in kind.split(",") if one.strip())
         self.limit = limit
 
     def path(self) -> str:
@@ -123,8 +124,8 @@ class Question:
             parameters["since"] = _rfc3339(self.since)
         if self.until is not None:
             parameters["until"] = _rfc3339(self.until)
-        if self.kind is not None:
-            parameters["type"] = self.kind
+        if self.kinds:
+            parameters["type"] = ",".join(self.kinds)
         return f"/api/v1/audit?{urlencode(parameters)}"
 
 
@@ -176,7 +177,7 @@ def _from_files(context: Context, question: Question, error: Unreachable) -> lis
     if not folder.is_dir():
         raise Failure(f"{complaint}\nAnd there is no audit in {folder}; name another with --config.")
     click.echo(f"{complaint} Reading the files in {folder}.", err=True)
-    types = None if question.kind is None else {question.kind}
+    types = set(question.kinds) or None
     try:
         return read(folder, since=question.since, until=question.until, types=types, limit=question.limit)
     except StorageError as failure:
@@ -195,7 +196,7 @@ def _new_events(context: Context, question: Question, last: int) -> Iterator[Eve
     while question.until is None or datetime.now(UTC) <= question.until:
         time.sleep(FOLLOW_SECONDS)
         since = start or question.since
-        polled = Question(since=since, until=question.until, kind=question.kind, limit=_FOLLOW_LIMIT)
+        polled = Question(since=since, until=question.until, kinds=question.kinds, limit=_FOLLOW_LIMIT)
         events = _polled(context, polled)
         if events is None:
             if not away:

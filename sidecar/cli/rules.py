@@ -43,9 +43,10 @@ rules.add_command(rules_test)
 def check_command(context: Context, files: tuple[str, ...], url: str | None) -> None:
     """Check rule files as the sidecar reads them: all problems at once, as file:line: key: reason.
 
-    Without FILES, those of the configuration. Warnings tell what is allowed but probably not meant. With --prometheus
-    each query is asked: whether the server takes it, whether it returns data now, as many series as `series` says, and
-    how far apart samples are. Ends with 0 if the rules can be used, 1 if not.
+    A folder stands for its *.yaml. Without FILES, those of the configuration, and its own problems with them. Warnings
+    tell what is allowed but probably not meant. With --prometheus each query is asked: whether the server takes it,
+    whether it returns data now, as many series as `series` says, and how far apart samples are. Ends with 0 if the
+    rules can be used, 1 if not.
     """
     from sidecar.core.errors import RuleFileError, SettingsError
     from sidecar.settings.rule_files import check_rules
@@ -82,7 +83,11 @@ def _settings(context: Context, files: tuple[str, ...]) -> "Settings | None":
     try:
         return load_settings(path, _environment([str(path)]))
     except SettingsError as error:
-        if not files or context.config is not None:
+        if not files:
+            from sidecar.settings.everything import with_rules
+
+            raise with_rules(error, path, _environment([str(path)])) from None
+        if context.config is not None:
             raise
         click.echo(f"Warning: the configuration cannot be used, going on without it:\n{error}", err=True)
         return None

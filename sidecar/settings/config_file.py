@@ -136,7 +136,7 @@ class RulesSection(Section):
     files: tuple[FilePath, ...] = shown(
         (DEFAULT_RULE_FILES,),
         [DEFAULT_RULE_FILES],
-        "Paths and patterns; `*.test.yaml` is skipped. Without any rule file the gate denies.",
+        "Paths, patterns, folders for their `*.yaml`; not `*.test.yaml`. Without any rule file the gate denies.",
     )
     interval: Interval = seconds("5s", "How often groups without their own interval are evaluated.")
 

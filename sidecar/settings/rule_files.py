@@ -34,7 +34,7 @@ def load_rules(
     """Read all rule files that the patterns name.
 
     Args:
-        patterns: paths or glob patterns; what matches nothing at all gives a set without files.
+        patterns: paths, folders (their *.yaml) or glob patterns; what matches nothing gives a set without files.
         default_interval: seconds, for groups without their own interval.
         environ: for `${VAR}`; None takes the process's own.
         scrape_names: what may follow `scrape:` in the source of a rule.
@@ -123,7 +123,9 @@ def rule_paths(patterns: Sequence[str]) -> list[str]:
 
 
 def _files_of(pattern: str) -> list[str]:
-    # A path that exists as written is meant as written, also with brackets in its name.
+    # A path that exists as written is meant as written, also with brackets in its name; a folder means what is in it.
+    if Path(pattern).is_dir():
+        pattern = str(Path(glob.escape(pattern)) / "*.yaml")
     matches = [pattern] if Path(pattern).exists() else glob.glob(pattern, recursive=True)  # noqa: PTH207 - absolute
     return sorted(path for path in matches if not path.endswith(TEST_SUFFIXES) and not Path(path).is_dir())
 

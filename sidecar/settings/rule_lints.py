@@ -20,6 +20,7 @@ from sidecar.settings.rule_models import (
 )
 
 _LOSS = re.compile(r"drawdown|pnl|profit|loss", re.IGNORECASE)
+_ALERTS = re.compile(r"ALERTS\b")
 _FILLED_GAP = re.compile(r"\bor\s+(?:on\s*\([^()]*\)\s*)?vector\s*\(", re.IGNORECASE)
 
 
@@ -38,6 +39,7 @@ def _doubts_of(rule: RuleSection) -> Iterator[Misfit]:
         yield from _silent_expression(rule)
     if isinstance(rule, QueryRuleSection):
         yield from _filled_gap(rule)
+        yield from _own_alerts(rule)
 
 
 def _wrong_sign(rule: ThresholdSection) -> Iterator[Misfit]:
@@ -66,10 +68,22 @@ def _silent_expression(rule: ExpressionSection) -> Iterator[Misfit]:
         yield ("expr",), f"looks healthy when {what} matches nothing, misspelt or no longer exported; {advice}"
 
 
-def _filled_gap(rule: QueryRuleSection) -> Iterator[Misfit]:
+def _own_alerts(rule: QueryRuleSection) -> Iterator[Misfit]:
+    key, query = _query(rule)
+    if query is None or rule.source != "prometheus":
+        return
+    for selector in parse(query).selectors:
+        if _ALERTS.match(selector.text) and "killswitch_origin" not in selector.text:
+            yield (key,), 'also sees alerts about sidecars: one kill may call for another; add killswitch_origin=""'
+
+
+def _query(rule: QueryRuleSection) -> tuple[str, str | None]:
     if isinstance(rule, ThresholdSection | HeartbeatSection | ConnectivitySection):
-        key, query = "query", rule.query
-    else:
-        key, query = "expr", rule.expr if isinstance(rule, ExpressionSection) else None
+        return "query", rule.query
+    return "expr", rule.expr if isinstance(rule, ExpressionSection) else None
+
+
+def _filled_gap(rule: QueryRuleSection) -> Iterator[Misfit]:
+    key, query = _query(rule)
     if query is not None and _FILLED_GAP.search(query):
         yield (key,), "'or vector(...)' puts a number where data is missing: on_no_data will never see it"

@@ -1,8 +1,11 @@
+import ast
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +100,39 @@ def test_a_reader_that_takes_nothing_blocks_neither_the_writer_nor_the_end(monke
     finally:
         free.set()
         logging.getLogger("sidecar").setLevel(level)
+
+
+LOGGERS = {"log", "_log"}
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
+SIDECAR = Path(logs_module.__file__).parents[1]
+
+
+def log_calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call that writes a log line, with its place."""
+    for file in sorted(SIDECAR.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LEVELS):
+                continue
+            if isinstance(node.func.value, ast.Name) and node.func.value.id in LOGGERS:
+                yield f"{file.relative_to(SIDECAR)}:{node.lineno}", node
+
+
+def test_every_log_line_is_an_event_with_a_dotted_name_and_fields() -> None:
+    calls = list(log_calls())
+    assert len(calls) > 40
+    for place, call in calls:
+        event, *rest = call.args[1:] if call.func.attr == "log" else call.args  # type: ignore[attr-defined]
+        assert not rest, f"{place}: what belongs to an event goes into its fields"
+        if isinstance(event, ast.Constant):
+            assert re.fullmatch(r"[a-z]+\.[a-z_]+", event.value), f"{place}: {event.value!r}"
+        assert {word.arg for word in call.keywords} <= {"extra", "exc_info"}, place
+
+
+def test_no_request_is_logged_at_the_default_level() -> None:
+    asks = ("adapters/gate_http", "adapters/operations_http")
+    found = {
+        str(call.args[0].value)  # type: ignore[attr-defined]
+        for place, call in log_calls()
+        if place.startswith(asks) and call.func.attr == "info"  # type: ignore[attr-defined]
+    }
+    assert found <= {"operations.web_config_reloaded"}

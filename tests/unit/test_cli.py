@@ -679,6 +679,8 @@ def test_audit_asks_the_sidecar_and_prints_one_line_an_event(sidecar):
     )
     result = run("audit", "--output", "json", "--socket", sidecar.path)
     assert json.loads(result.stdout) == {"events": EVENTS}
+    run("audit", "--type", "switch.killed", "--type", "x,y", "--socket", sidecar.path)
+    assert sidecar.asked[-1][1] == "/api/v1/audit?limit=20&type=switch.killed%2Cx%2Cy"
 
 
 def test_audit_follows_new_events_once_each(sidecar):

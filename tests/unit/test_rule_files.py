@@ -185,3 +185,24 @@ def test_an_expression_that_looks_healthy_when_it_sees_nothing_is_doubted(tmp_pa
         "a.yaml:2: groups[0].rules[2].expr: is a scalar, which always is a series: the rule fires always",
         "n*.yaml:1: (file): matches no rule file",
     ]
+
+
+def test_alerts_about_sidecars_among_all_alerts_are_doubted(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "groups:\n- name: g\n  rules:\n"
+        "  - {trigger: a, type: expression, series: 1, expr: 'ALERTS{alertstate=\"firing\"}'}\n"
+        "  - {trigger: b, type: expression, series: 1, expr: 'ALERTS{killswitch_origin=\"\"}'}\n"
+        "  - {trigger: c, type: expression, series: 1, expr: 'ALERTS_FOR_STATE > 5'}\n"
+        "  - {trigger: d, type: threshold, query: 'count(ALERTS)', operator: gt, threshold: 5}\n"
+    )
+    _, found = check_rules([str(tmp_path / "a.yaml")], 5.0, {})
+    assert [(doubt.line, "killswitch_origin" in doubt.reason) for doubt in found] == [(4, True), (7, True)]
+
+
+def test_a_folder_stands_for_its_rule_files_and_not_for_their_tests(tmp_path: Path) -> None:
+    rule = "groups: [{name: NAME, rules: [{trigger: NAME, type: expression, expr: up == 0}]}]\n"
+    folder = tmp_path / "a[1]"
+    (folder / "prometheus").mkdir(parents=True)
+    for name in ("b.yaml", "a.yaml", "a.test.yaml", "prometheus/x.rules.yaml", ".hidden.yaml", "notes.txt"):
+        (folder / name).write_text(rule.replace("NAME", name[0]))
+    assert load_rules([str(folder)], 5.0, {}).files == (str(folder / "a.yaml"), str(folder / "b.yaml"))
