@@ -101,13 +101,17 @@ def test_documents_name_the_version_that_there_is(file: Path) -> None:
 def test_a_packaged_chart_holds_the_originals_behind_its_links(chart: Path, version: int, tmp_path: Path) -> None:
     done = helm("package", chart, "--destination", tmp_path, version=version)
     assert done.returncode == 0, done.stderr
-    links = [path for path in chart.rglob("*") if path.is_symlink() and path.is_file()]
+    links = [path for path in chart.glob("files/**/*") if path.is_file()]
+    links += [path for folder in chart.glob("files/*") if folder.is_symlink() for path in folder.glob("*.json")]
     with tarfile.open(next(tmp_path.glob("*.tgz"))) as package:
         names = package.getnames()
         for link in links:
             member = package.extractfile(f"{chart.name}/{link.relative_to(chart)}")
             assert member is not None
             assert member.read() == link.resolve().read_bytes()
+    originals = [ROOT / "rules/default.yaml"] if chart is LIBRARY else [ROOT / "rules/prometheus/killswitch.rules.yaml"]
+    originals += [] if chart is LIBRARY else sorted(ROOT.glob("grafana/dashboards/*.json"))
+    assert {link.resolve() for link in links} == set(originals)
     assert f"{chart.name}/values.schema.json" in names
     if chart is CHART:
         assert f"{chart.name}/charts/killswitch-lib/files/default.yaml" in names

@@ -354,6 +354,28 @@ def test_alerts_lead_to_the_runbook_that_the_values_name() -> None:
     assert all(link.startswith("https://wiki.example.com/killswitch") for link in links)
 
 
+def test_every_dashboard_is_in_a_configmap_that_grafanas_sidecar_finds() -> None:
+    found: dict[str, str] = {}
+    for one in render(values=values("dashboards")).of("ConfigMap"):
+        if "grafana_dashboard" in one["metadata"]["labels"]:
+            assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
+            assert one["metadata"]["annotations"] == {"grafana_folder": "Trading"}
+            found |= one["data"]
+    originals = sorted((ROOT / "grafana" / "dashboards").glob("*.json"))
+    assert originals
+    assert {name: json.loads(text) for name, text in found.items()} == {
+        file.name: json.loads(file.read_text()) for file in originals
+    }
+
+
+def test_dashboards_lead_to_the_runbook_that_the_values_name() -> None:
+    address = "https://wiki.example.com/killswitch"
+    shown = render(sets=("dashboards.enabled=true", f'dashboards.runbook="{address}"'))
+    texts = [text for one in shown.of("ConfigMap") for name, text in one["data"].items() if name.endswith(".json")]
+    assert texts
+    assert all(f'"query": "{address}"' in text and "docs/RUNBOOK.md" not in text for text in texts)
+
+
 def test_operators_may_exec_and_nothing_else() -> None:
     role = render(values=values("operators")).one("Role")
     rights = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
