@@ -24,7 +24,7 @@ def test_without_a_tokens_file_the_page_says_up_front_that_it_can_only_watch(swi
     assert not page.is_visible("#recover")
 
 
-def test_without_a_token_the_page_knows_nothing_and_says_so(switch, visit, word, sign_in):
+def test_without_a_token_the_page_knows_nothing_and_it_keeps_none(switch, visit, word, sign_in):
     sidecar = switch()
     page = visit(sidecar, None)
     word(page, "NOT SIGNED IN")
@@ -50,6 +50,13 @@ def test_without_a_token_the_page_knows_nothing_and_says_so(switch, visit, word,
     sign_in(page, TOKENS["risk"])
     page.wait_for_selector("#recover:not([hidden])")
     assert not page.is_visible("#signin")
+
+    kept = page.evaluate("() => JSON.stringify([document.cookie, {...localStorage}, {...sessionStorage}])")
+    assert kept == '["",{},{}]'
+    assert TOKENS["risk"] not in page.content()
+    assert page.input_value("#token") == ""
+    page.reload()
+    word(page, "NOT SIGNED IN")
 
 
 def test_a_locked_out_approver_reads_how_long(switch, visit, word):

@@ -38,21 +38,27 @@ def test_a_rule_that_has_seen_nothing_yet_is_not_ready(switch, visit, word):
     row.get_by_text("not armed").wait_for()
 
 
-@pytest.mark.parametrize(
-    ("action", "factor", "says", "line"),
-    [
-        ("halt", None, "BLOCKED", "Halted by a rule that lifts by itself."),
-        ("reduce_only", None, "REDUCE ONLY", "New positions are blocked by a rule."),
-        ("throttle", 0.25, "REDUCED 25 %", "Orders pass up to 25\u00a0% of the position limits."),
-    ],
-)
-def test_a_rule_that_lifts_by_itself_is_told_from_a_kill(switch, visit, word, report, action, factor, says, line):
-    rule = drawdown_rule(action=action, clear=None, **({"factor": factor} if factor else {}))
-    page = visit(switch(rule))
-    report(-0.2)
-    word(page, says)
-    assert page.text_content("#line").startswith(line)
-    assert "lifts by itself when rule portfolio_drawdown clears" in page.text_content("#because")
+def test_a_rule_that_lifts_by_itself_is_told_from_a_kill(switch, visit, word, report):
+    def rule(trigger, threshold, **more):
+        return drawdown_rule(trigger=trigger, threshold=threshold, clear=None, **more)
+
+    sidecar = switch(
+        rule("throttling", -0.1, action="throttle", factor=0.25),
+        rule("reducing", -0.2, action="reduce_only"),
+        rule("halting", -0.3, action="halt"),
+    )
+    page = visit(sidecar)
+    report(-0.15)
+    word(page, "REDUCED 25 %")
+    assert page.text_content("#line") == "Orders pass up to 25\u00a0% of the position limits."
+    assert "rule throttling asks to throttle to 25\u00a0%" in page.text_content("#because")
+    report(-0.25)
+    word(page, "REDUCE ONLY")
+    assert page.text_content("#line").startswith("New positions are blocked by a rule. Exits that shrink")
+    report(-0.35)
+    word(page, "BLOCKED")
+    assert page.text_content("#line").startswith("Halted by a rule that lifts by itself.")
+    assert "lifts by itself when rule halting clears" in page.text_content("#because")
     assert not page.is_visible("#recover")
     report(-0.02)
     word(page, "ALLOWED")

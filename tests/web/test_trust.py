@@ -5,7 +5,6 @@ import signal
 import pytest
 
 from tests.cast import free_port
-from tests.web.stage import TOKENS
 
 pytestmark = pytest.mark.e2e
 
@@ -94,28 +93,6 @@ def test_a_tab_that_slept_asks_anew_before_it_says_anything(switch, visit, word)
     assert "(1 h" not in page.text_content("#since")  # reckoned by the sidecar's clock
 
 
-def test_news_that_arrives_late_is_no_news(switch, visit):
-    page = visit(switch())
-    outcome = page.evaluate(
-        """async () => {
-          const { Feed, SILENCE_MS } = await import('/page/feed.js');
-          const heard = [];
-          const feed = new Feed({before: null, headers: null, onEvent: (name) => heard.push(name), onDown: null});
-          const status = (age) => ({time: new Date(Date.now() - age).toISOString()});
-          let slow = '', late = '';
-          try { feed.take('status', status(0), {elapsed: 6000}); } catch (error) { slow = error.message; }
-          feed.take('triggers', {}, {elapsed: 1});
-          feed.take('status', status(0), {elapsed: 100});
-          feed.take('triggers', {}, {elapsed: 100});
-          try { feed.take('status', status(SILENCE_MS + 500), {elapsed: 100}); } catch (error) { late = error.message; }
-          return {heard, slow, late};
-        }"""
-    )
-    assert outcome["heard"] == ["status", "triggers"]
-    assert "too slowly" in outcome["slow"]
-    assert "too late" in outcome["late"]
-
-
 ALLOW = {"decision": "allow", "reason": {"code": "active"}}
 FINE = {"state": "ACTIVE", "mode": "active", "ready": True, "restriction": "none", "position_limit_factor": 1.0}
 
@@ -140,38 +117,45 @@ FINE = {"state": "ACTIVE", "mode": "active", "ready": True, "restriction": "none
         ({}, "unknown"),
     ],
 )
-def test_allowed_is_said_only_where_nothing_contradicts_it(verdict_of, status, kind):
-    assert verdict_of(status)["kind"] == kind
+def test_allowed_is_said_only_where_nothing_contradicts_it(files_alone, status, kind):
+    ask = "async (status) => (await import('http://page.test/verdict.js')).verdictOf(status)"
+    assert files_alone.evaluate(ask, status)["kind"] == kind
+
+
+def test_news_that_arrives_late_is_no_news(files_alone):
+    outcome = files_alone.evaluate(
+        """async () => {
+          const { Feed, SILENCE_MS } = await import('http://page.test/feed.js');
+          const heard = [];
+          const feed = new Feed({before: null, headers: null, onEvent: (name) => heard.push(name), onDown: null});
+          const status = (age) => ({time: new Date(Date.now() - age).toISOString()});
+          let slow = '', late = '';
+          try { feed.take('status', status(0), {elapsed: 6000}); } catch (error) { slow = error.message; }
+          feed.take('triggers', {}, {elapsed: 1});
+          feed.take('status', status(0), {elapsed: 100});
+          feed.take('triggers', {}, {elapsed: 100});
+          try { feed.take('status', status(SILENCE_MS + 500), {elapsed: 100}); } catch (error) { late = error.message; }
+          return {heard, slow, late};
+        }"""
+    )
+    assert outcome["heard"] == ["status", "triggers"]
+    assert "too slowly" in outcome["slow"]
+    assert "too late" in outcome["late"]
 
 
 @pytest.fixture(scope="module")
-def verdict_of(browser):
-    """The page's own judgement, without a sidecar: the module as it stands in the package."""
+def files_alone(browser):
+    """A page that has the scripts of the package and no sidecar."""
     from sidecar.adapters.operations_http.page import load
 
     files = load()
     page = browser.new_page()
-    page.route(
-        "**/*",
-        lambda route: (
-            route.fulfill(body=files[name].body, content_type=files[name].media_type)
-            if (name := route.request.url.rsplit("/", 1)[1]) in files
-            else route.fulfill(body="", content_type="text/html")
-        ),
-    )
+
+    def serve(route):
+        file = files.get(route.request.url.rsplit("/", 1)[1])
+        route.fulfill(body=file.body if file else b"", content_type=file.media_type if file else "text/html")
+
+    page.route("**/*", serve)
     page.goto("http://page.test/")
-    yield lambda status: page.evaluate(
-        "async (status) => (await import('http://page.test/verdict.js')).verdictOf(status)", status
-    )
-    page.context.close()
-
-
-def test_a_token_is_kept_in_memory_alone(switch, visit, word):
-    page = visit(switch())
-    word(page, "ALLOWED")
-    kept = page.evaluate("() => JSON.stringify([document.cookie, {...localStorage}, {...sessionStorage}])")
-    assert kept == '["",{},{}]'
-    assert TOKENS["risk"] not in page.content()
-    assert page.input_value("#token") == ""
-    page.reload()
-    word(page, "NOT SIGNED IN")
+    yield page
+    page.close()

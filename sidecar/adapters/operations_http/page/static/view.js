@@ -11,7 +11,7 @@ export function drawVerdict(verdict, because, model, now) {
   document.body.dataset.verdict = verdict.kind;
   const word = byId("word");
   setText(word, verdict.word);
-  word.style.setProperty("--letters", String(Math.max(7, verdict.word.length)));
+  word.style.setProperty("--letters", String(Math.max(8, verdict.word.length)));
   setText(byId("line"), verdict.line);
   renew(byId("since"), verdict.since ? moment(verdict.since, now, "since ") : null);
   renew(byId("because"), because);
@@ -56,7 +56,7 @@ export function becauseOf(status, now) {
   if (status.ready !== true && status.not_ready_reason) lines.push([status.not_ready_reason]);
   lines.push(...causes, ...demands);
   if (!lines.length && reason.code && reason.code !== "active") lines.push([reason.message]);
-  if (!lines.length && reason.message && status.position_limit_factor < 1) lines.push([reason.message]);
+  if (!lines.length && reason.message && status.position_limit_factor < 1) lines.push([reason.message.replace(/^trading at [0-9.e-]+ of the position limits: /, "")]);
   const why = lines.length ? [h("dt", {}, "Why"), h("dd", {}, h("ul", { class: "why" }, lines.map((line) => h("li", {}, line))))] : [];
   const release = reason.release ? [h("dt", {}, "Released by"), h("dd", {}, releaseText(reason.release))] : [];
   const durable =
@@ -126,7 +126,7 @@ export function drawLimits(model, now, obstacles) {
   const facts = [
     ["State", status.mode === "active" ? status.state : `${status.state} (${status.mode} mode)`],
     ["Restriction", plain(status.restriction)],
-    ["Position limits", `${percentText(status.position_limit_factor)} (factor ${numberText(status.position_limit_factor)})`],
+    ["Position limits", `${percentText(status.position_limit_factor)} (factor\u00a0${numberText(status.position_limit_factor)})`],
     ["Recovery", plain(recovery.stage ?? status.stage)],
   ];
   if (recovery.by) facts.push(["Asked for by", `${recovery.by}: ${recovery.reason ?? ""}`]);
@@ -286,7 +286,7 @@ function triggerRow(one) {
     h("th", { role: "rowheader", scope: "row" }, h("span", { class: "rule" }, one.trigger), marks.map((mark) => [" ", h("span", { class: "tag" }, mark)]), summary ? h("span", { class: "summary-line" }, summary) : null),
     cell("Status", [h("span", { class: "mark", "aria-hidden": "true" }, firing ? "▲" : one.step || one.status === "pending" ? "△" : "·"), " ", status], "status"),
     cell("Health", [sick ? h("span", { class: "mark", "aria-hidden": "true" }, "✕ ") : null, health], "health"),
-    cell("Value", numberText(one.value), "number"),
+    cell("Value", numberText(one.value, 4), "number"),
     cell("Limit", threshold, "number"),
     cell("Used", used(one.limit_used_ratio), "used"),
     cell("Age", one.sample_age_seconds === null ? "–" : ageText(one.sample_age_seconds), "number"),

@@ -35,9 +35,9 @@ export function awayText(text, now) {
   return away < 0 ? `in ${durationText(-away)}` : `${durationText(Math.floor(away))} ago`;
 }
 
-/** A number with six digits that count; "–" for none. */
-export function numberText(value) {
-  return typeof value === "number" && Number.isFinite(value) ? String(Number(value.toPrecision(6))) : "–";
+/** A number with so many digits that count; "–" for none. */
+export function numberText(value, digits = 6) {
+  return typeof value === "number" && Number.isFinite(value) ? String(Number(value.toPrecision(digits))) : "–";
 }
 
 /** A ratio as percent. A limit that is not reached is never rounded up to 100 %. */
