@@ -68,6 +68,7 @@ _REASON: Final = members(
         "release": TEXT,
     }
 )
+_GATE: Final = members({"query": TEXT, "operator": TEXT, "threshold": NUMBER})
 _RECOVERY: Final = members(
     {
         "stage": words(Stage),
@@ -76,9 +77,10 @@ _RECOVERY: Final = members(
         "requested": or_null(TIME),
         "approvals": listed(members({"by": TEXT, "by_verified": FLAG, "time": TIME})),
         "approvals_needed": COUNT,
+        "approvals_lapse_in_seconds": or_null(NUMBER),
         "cooldown_seconds": NUMBER,
         "cooldown_remaining_seconds": NUMBER,
-        "steps": listed(members({"factor": FACTOR, "after_seconds": NUMBER})),
+        "steps": listed(members({"factor": FACTOR, "after_seconds": NUMBER, "gates": listed(_GATE)})),
         "next_step": or_null(members({"factor": FACTOR, "in_seconds": NUMBER, "waits_for": or_null(TEXT)})),
     }
 )
@@ -117,6 +119,9 @@ _STATUS: Final = members(
         "stage": words(Stage),
         "since": TIME,
         "epoch": COUNT,
+        "time": TIME,
+        "killed_policy": _RESTRICTION,
+        "audit_head_sequence": COUNT,
         "causes": listed(reference("Cause")),
         "gate": members({"decision": words(["allow", "deny"]), "reason": reference("Reason")}),
         "recovery": reference("Recovery"),
