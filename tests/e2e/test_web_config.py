@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.client
 import json
+import re
 import shutil
 import ssl
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import trustme
 import yaml
 
-from tests.cast import Prometheus, Sidecar, free_port, wait_for
+from tests.cast import ROOT, Prometheus, Sidecar, free_port, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -293,3 +294,22 @@ def test_a_broken_file_at_the_start_ends_the_process_with_its_reason(
     said = secured.sidecar.log_file.read_text()
     assert f"{secured.web}/web.yaml{reason}" in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "alertmanager.yml"])
+def test_the_documented_configurations_are_what_prometheus_and_alertmanager_take(tmp_path: Path, name: str) -> None:
+    checker = {"prometheus.yml": ["promtool", "check", "config"], "alertmanager.yml": ["amtool", "check-config"]}[name]
+    if shutil.which(checker[0]) is None:
+        pytest.skip(f"{checker[0]} is not installed")
+    page = (ROOT / "docs" / "SECURITY.md").read_text(encoding="utf-8")
+    examples = re.findall(rf"```yaml\n# {name}[^\n]*\n(.*?)```", page, re.DOTALL)
+    assert examples
+    for file in ("ca.crt", "client.crt", "client.key", "password", "token"):
+        (tmp_path / file).write_text("")
+    client = trustme.CA().issue_cert("prometheus.monitoring")
+    (tmp_path / "client.crt").write_bytes(client.cert_chain_pems[0].bytes())
+    (tmp_path / "client.key").write_bytes(client.private_key_pem.bytes())
+    for text in examples:
+        (tmp_path / name).write_text(text)
+        said = subprocess.run([*checker, str(tmp_path / name)], capture_output=True, text=True, timeout=60, check=False)
+        assert said.returncode == 0, said.stdout + said.stderr
