@@ -80,6 +80,6 @@ setup: .venv
 lint: .venv
 	@$(bin)/ruff check --quiet .
 	@$(bin)/ruff format --check --quiet .
-	@$(bin)/mypy --no-error-summary sidecar
+	@$(bin)/mypy --no-error-summary sidecar grafana
 	@report=$$($(bin)/lint-imports --no-logo) || { echo "$$report"; exit 1; }
 	@echo "lint: ruff, mypy and the import contracts are content"

@@ -8,6 +8,7 @@ from grafana.panels import (
     BARS,
     COLOURED,
     GREEN,
+    GREY,
     ORANGE,
     PURPLE,
     REASON_COLOURS,
@@ -34,6 +35,7 @@ from grafana.panels import (
     tabular,
     timeline,
     transitions,
+    value_map,
     variable,
     words,
 )
@@ -239,7 +241,7 @@ def _now() -> Iterator[Json]:
         "State of each switch",
         "What held when, switch by switch. Marks are kills.",
         [ranged(coded("killswitch_state", "state", STATES, FLEET, "switch"), "{{switch}}")],
-        size=(14, 8),
+        size=(12, 8),
         mappings=words(STATES, "NOT RESTORED"),
     )
     yield table(
@@ -251,7 +253,7 @@ def _now() -> Iterator[Json]:
             tabular(f"min by (switch) (killswitch_position_limit_factor{{{FLEET}}})"),
             tabular(f'group by (switch, mode) (killswitch_info{{{FLEET},mode!="active"}})'),
         ],
-        size=(10, 8),
+        size=(12, 8),
         columns={
             "desk": "Desk",
             "switch": "Switch",
@@ -264,7 +266,8 @@ def _now() -> Iterator[Json]:
         sort="State",
         none="No switch is scraped",
         overrides=[
-            column("Switch", **OPEN_SWITCH),
+            column("Desk", custom__width=90),
+            column("Switch", custom__width=150, **OPEN_SWITCH),
             column("State", mappings=words(STATES, "NOT RESTORED"), **COLOURED),
             column("Restriction", mappings=words(RESTRICTIONS, "UNKNOWN")),
             column("Mode", noValue="enforces"),
@@ -327,11 +330,21 @@ def _gaps() -> Iterator[Json]:
         "Rules that cannot fire",
         "Their last evaluation gave no fresh reading, or they are switched off in their file. They protect "
         "nothing now.",
-        [tabular(of_switch(f"killswitch_trigger_armed{{{JOB}}} == 0"))],
+        [
+            tabular(
+                of_switch(
+                    f"killswitch_trigger_enabled{{{JOB}}}"
+                    f" and on (job, instance, trigger) killswitch_trigger_armed{{{JOB}}} == 0"
+                )
+            )
+        ],
         size=(8, 6),
-        columns={"desk": "Desk", "switch": "Switch", "trigger": "Rule"},
+        columns={"desk": "Desk", "switch": "Switch", "trigger": "Rule", "Value": "Why"},
         none="Every rule can fire",
-        overrides=[column("Switch", **OPEN_SWITCH)],
+        overrides=[
+            column("Switch", **OPEN_SWITCH),
+            column("Why", mappings=value_map({1: ("no fresh reading", RED), 0: ("switched off", GREY)}), **COLOURED),
+        ],
     )
     yield table(
         "Why rules were blind",

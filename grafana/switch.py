@@ -10,6 +10,7 @@ from grafana.panels import (
     COLOURED,
     COUNT,
     GREEN,
+    GREY,
     ORANGE,
     PURPLE,
     REASON_COLOURS,
@@ -61,7 +62,11 @@ RESTRICTION: Final = coded("killswitch_restriction", "restriction", RESTRICTIONS
 STAGE: Final = coded("killswitch_recovery_stage", "stage", STAGES, SWITCH, "switch")
 STATUS: Final = coded("killswitch_trigger_status", "status", STATUSES, TRIGGER, "trigger")
 
-YES_NO: Final = {1: ("yes", GREEN), 0: ("NO", RED)}
+# Whether a rule could fire: its last evaluation gave a fresh reading, or it did not, or nobody evaluates it.
+COULD_FIRE: Final = (
+    f"max by (trigger) (killswitch_trigger_armed{{{TRIGGER}}})"
+    f" + 2 * (1 - max by (trigger) (killswitch_trigger_enabled{{{TRIGGER}}}))"
+)
 
 
 def build(runbook: str) -> Json:
@@ -239,7 +244,7 @@ def _rules() -> Iterator[Json]:
             tabular(STATUS),
             tabular(f"max by (trigger) (killswitch_trigger_value{{{TRIGGER}}})"),
             tabular(f"max by (trigger) (killswitch_trigger_threshold{{{TRIGGER}}})"),
-            tabular(f"max by (trigger) (killswitch_trigger_armed{{{TRIGGER}}})"),
+            tabular(COULD_FIRE),
             tabular(f"max by (trigger) (killswitch_trigger_waived{{{TRIGGER}}})"),
             tabular(f"max by (trigger) (killswitch_trigger_sample_age_seconds{{{TRIGGER}}})"),
         ],
@@ -261,7 +266,7 @@ def _rules() -> Iterator[Json]:
             column("Status", mappings=words(STATUSES, "unknown"), **COLOURED),
             column("Value", unit="short", mappings=UNKNOWN),
             column("Threshold", unit="short", mappings=UNKNOWN),
-            column("Can fire", mappings=value_map(YES_NO), **COLOURED),
+            column("Can fire", mappings=value_map({1: ("yes", GREEN), 0: ("NO", RED), 2: ("off", GREY)}), **COLOURED),
             column("Waived", mappings=value_map({0: ("no", "transparent"), 1: ("WAIVED", PURPLE)}), **COLOURED),
             column("Sample age", unit="s", decimals=1, mappings=UNKNOWN),
         ],
@@ -277,10 +282,10 @@ def _rules() -> Iterator[Json]:
         "Could each rule fire?",
         "A rule is blind while its metric is missing, stale, not a number or ambiguous; what then happens is its "
         "`on_no_data`. "
-        "A rule that is switched off is blind for good.",
-        [ranged(f"max by (trigger) (killswitch_trigger_armed{{{TRIGGER}}})", "{{trigger}}")],
+        "A rule that is switched off in its file protects nothing.",
+        [ranged(COULD_FIRE, "{{trigger}}")],
         size=(12, 8),
-        mappings=value_map({1: ("could fire", GREEN), 0: ("BLIND", RED)}),
+        mappings=value_map({1: ("could fire", GREEN), 0: ("BLIND", RED), 2: ("switched off", GREY)}),
     )
     yield lines(
         "$trigger: value against threshold",
@@ -481,11 +486,12 @@ def _records() -> Iterator[Json]:
     yield row("Is everything recorded, and which configuration is in force?")
     yield lines(
         "Writes that failed",
-        "The state file and the audit. A kill that could not be written is in force, but a restart could forget "
-        "it. Zero is good.",
+        "The state file, the audit, and log lines that were dropped. A kill that could not be written is in force, "
+        "but a restart could forget it. Zero is good.",
         [
             ranged(increase("killswitch_state_write_failures_total"), "state file"),
             ranged(increase("killswitch_audit_write_failures_total"), "audit"),
+            ranged(increase("killswitch_log_lines_dropped_total"), "log"),
         ],
         size=(8, 7),
         unit="short",

@@ -148,7 +148,7 @@ class Fleet:
         for sidecar in self.sidecars.values():
             wait_for(sidecar._listens, f"{sidecar.name} to listen", patience=PATIENCE)
             sidecar.wait_status("the gate to open", lambda status: status["ready"], patience=PATIENCE)
-        self._seen("killswitch_info", count=len(DESKS))
+        self._seen("sum by (switch) (killswitch_state) > 0", count=len(DESKS))
         self.start = time.time()
         for thread in self._askers:
             thread.start()
@@ -314,6 +314,7 @@ class Fleet:
             {"trigger": "runaway_orders", "type": "order_rate", "max_orders": 100, "per": "1s", "action": "halt"},
         ]
         if name == MAKER:
+            rules.append(threshold("overnight_gap", "overnight_gap_ratio", "lt", -0.2, enabled=False))
             rules.append(threshold("quote_spread", "quote_spread", "gt", 20, action="warn", on_no_data=blind))
         if name == HALTED:
             rules.append(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kubernetes.charts import render
 from tests.kubernetes.fleet import DESKS, HALTED, KILLED, LAB, MAKER, TAKER, Fleet, Pace
 from tests.kubernetes.viewer import Answer, Viewer
 
@@ -78,8 +79,8 @@ def without_data(answers: list[Answer]) -> list[str]:
 
 
 def has_no_number(answer: Answer) -> bool:
-    """Rules on alerts and order rates compare no number of a metric."""
-    return answer.scope.get("trigger") in ("venue_alert", "runaway_orders")
+    """An alert has no threshold, and a rule that is switched off no value."""
+    return answer.scope.get("trigger") in ("venue_alert", "overnight_gap")
 
 
 def test_every_query_about_one_switch_returns_data(killed_maker):
@@ -136,10 +137,11 @@ def test_the_recovery_is_seen_step_by_step(fleet):
 
 
 def test_a_rule_that_cannot_see_is_told_apart_on_both_dashboards(killed_maker, whole_fleet):
-    blind = {one["metric"]["trigger"] for one in titled(killed_maker, "Rules now")[3].series if one["value"][1] == "0"}
-    assert blind == {"quote_spread"}
+    could = {one["metric"]["trigger"]: one["value"][1] for one in titled(killed_maker, "Rules now")[3].series}
+    assert {rule: code for rule, code in could.items() if code != "1"} == {"quote_spread": "0", "overnight_gap": "2"}
     assert set(rows(whole_fleet, "Rules that cannot fire", "desk", "switch", "trigger")) == {
         ("fx", MAKER, "quote_spread"),
+        ("fx", MAKER, "overnight_gap"),
         ("crypto", HALTED, "venue_latency"),
     }
     reasons = rows(whole_fleet, "Why rules were blind", "switch", "trigger", "reason")
@@ -178,3 +180,11 @@ def test_a_query_without_data_would_be_found(fleet):
     viewer = view(fleet, "killswitch-switch", end=fleet.end)
     viewer.values["switch"] = ["trading/nobody"]
     assert any(place.startswith("State A") for place in without_data(list(viewer.answers())))
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_the_chart_brings_the_dashboards_as_they_are(version):
+    brought = render(sets=("dashboards.enabled=true",), version=version).of("ConfigMap")
+    labelled = [one for one in brought if one["metadata"].get("labels", {}).get("grafana_dashboard") == "1"]
+    texts = {name: json.loads(text) for one in labelled for name, text in one["data"].items()}
+    assert texts == {file.name: json.loads(file.read_text()) for file in FOLDER.glob("*.json")}
