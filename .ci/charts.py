@@ -79,6 +79,15 @@ LIBRARY: Final[dict[str, Schema]] = {
         for key in ("periodSeconds", "failureThreshold", "timeoutSeconds")
     },
     "trading.containers": {"type": "array", "items": NAME},
+    "proxy.kind": {"enum": ["none", "envoy", "nginx"]},
+    "proxy.image": {
+        "type": "string",
+        "pattern": "^([^\\s@]+:[0-9a-zA-Z_][-._0-9a-zA-Z]*|[^\\s@]+@sha256:[0-9a-f]{64})?$",
+    },
+    "proxy.configMap": NAME_OR_NOTHING,
+    "proxy.runAsUser": ID,
+    "proxy.resources.limits": _AMOUNTS,
+    "proxy.resources.requests": _AMOUNTS,
     "env": {
         "type": "array",
         "items": closed(

@@ -81,7 +81,11 @@ class Venue:
         self._certificate.configure_cert(context)
         return context
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Upgrade") == "websocket":
+            tunnel = web.WebSocketResponse()
+            await tunnel.prepare(request)
+            return tunnel
         body = await request.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.arrivals.append(Arrival(method=request.method, target=request.raw_path, headers=headers, body=body))
@@ -194,9 +198,9 @@ class Proxy:
         )
         program = Path(sys.executable).with_name("envoy")
         assert program.exists(), "the development dependencies bring Envoy: make setup"
-        # --use-dynamic-base-id: several Envoys on one machine; two workers, as nginx has.
+        # Without hot restart several Envoys can stand side by side; two workers, as nginx has.
         return [
-            str(program), "-c", str(config), "--concurrency", "2", "--use-dynamic-base-id", "--log-level", "warning",
+            str(program), "-c", str(config), "--concurrency", "2", "--disable-hot-restart", "--log-level", "warning",
         ], {}  # fmt: skip
 
     def _nginx(self) -> tuple[list[str], dict[str, str]]:
@@ -210,7 +214,7 @@ class Proxy:
         )
         program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
         assert program, "nginx is missing: make setup"
-        return [program, "-p", str(self.folder), "-c", str(config), "-e", "stderr", "-g", "daemon off;"], {}
+        return [program, "-c", str(config), "-e", "stderr", "-g", "daemon off;"], {}
 
     def _caddy(self) -> tuple[list[str], dict[str, str]]:
         config = self._config(

@@ -127,7 +127,9 @@ def test_only_the_sidecar_sees_its_own_folders_and_the_trading_container_reads_t
                     assert {"killswitch-run", "killswitch-control", "killswitch-state"} <= mounted.keys()
                     continue
                 assert not private & mounted.keys(), container["name"]
-                if sidecar_of(pod):
+                if container["name"] == "killswitch-proxy":
+                    assert "killswitch-run" not in mounted
+                elif sidecar_of(pod):
                     assert mounted["killswitch-run"]["readOnly"] is True
 
 
@@ -456,3 +458,52 @@ def test_the_ready_test_ends_as_the_sidecar_answers(answer: int, code: int) -> N
         server.shutdown()
     assert done.returncode == code, done.stderr
     assert ("is ready" in done.stdout) is (code == 0)
+
+
+# The proxy
+
+
+@pytest.mark.parametrize(("kind", "file"), [("envoy", "envoy.yaml"), ("nginx", "nginx.conf")])
+@pytest.mark.parametrize("placement", ["native", "container"])
+def test_a_proxy_stands_beside_the_bot_with_nothing_of_the_sidecar(kind: str, file: str, placement: str) -> None:
+    given = (
+        f'killswitch.placement="{placement}"',
+        f'killswitch.proxy.kind="{kind}"',
+        'killswitch.proxy.image="registry.example/proxy:1"',
+        'killswitch.proxy.configMap="venue"',
+    )
+    pod = render(sets=given).guarded
+    found = pod["spec"].get("initContainers", []) if placement == "native" else pod["spec"]["containers"]
+    assert [one["name"] for one in found][:2] == ["killswitch", "killswitch-proxy"]
+    proxy = found[1]
+    assert f"/etc/killswitch-proxy/{file}" in proxy["command"]
+    assert {one["name"]: one["mountPath"] for one in proxy["volumeMounts"]} == {
+        "killswitch-proxy-config": "/etc/killswitch-proxy",
+        "killswitch-proxy-tmp": "/tmp",
+    }
+    assert ("restartPolicy" in proxy) is (placement == "native")
+    assert ("lifecycle" in proxy) is (placement == "container")
+    config = next(one for one in pod["spec"]["volumes"] if one["name"] == "killswitch-proxy-config")
+    assert config["configMap"] == {"name": "venue"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["killswitch.proxy.configMap=venue"], "killswitch.proxy.image is empty"),
+        (["killswitch.proxy.image=registry.example/envoy:1"], "killswitch.proxy.configMap is empty"),
+        (
+            [
+                "killswitch.proxy.image=registry.example/envoy:1",
+                "killswitch.proxy.configMap=venue",
+                "killswitch.config.gate.listen=off",
+            ],
+            "leave killswitch.config.gate.listen as it is",
+        ),
+    ],
+)
+def test_a_proxy_that_could_not_run_is_refused(given: list[str], said: str) -> None:
+    settings = [word for setting in ["killswitch.proxy.kind=envoy", *given] for word in ("--set", setting)]
+    done = helm("template", "desk", CHART, *settings)
+    assert done.returncode != 0
+    assert said in done.stderr

@@ -344,6 +344,21 @@ def test_an_order_hidden_behind_a_read_does_not_arrive(killed: Stage, name: str,
     assert {one.method for one in killed.venue.arrivals} <= {"GET"}
 
 
+HANDSHAKE = request(
+    "GET",
+    "/api/v1/market/AAPL",
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tunnel_comes_about_though_the_venue_offers_one(killed: Stage, name: str) -> None:
+    assert ask(killed.straight[name].port, HANDSHAKE).status != 101
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_passes_ungated_arrives_without_another_method_in_a_header(killed: Stage, name: str) -> None:
     overrides = (

@@ -33,7 +33,7 @@ port: killswitch-ops{{ if eq (include "killswitch.scheme" .) "https" }}, scheme:
 {{- end }}
 
 {{/*
-The sidecar as one item of a list of containers. Arguments: the root, and where it stands ("native" or "container").
+The sidecar as one item of a list of containers, and the proxy as another where there is one. Arguments: the root, and where it stands ("native" or "container").
 
 Its probes come from the kubelet to the pod's address, so they go to the operations port: the gate is on loopback. The sidecar
 opens that port after the gate, which denies from its first moment on, so a first answer means that the gate listens and denies.
@@ -117,6 +117,9 @@ opens that port after the gate, which denies from its first moment on, so a firs
     {{- with $v.extraVolumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
+{{- if include "killswitch.hasProxy" $root }}
+{{ include "killswitch.proxy" (list $root $placement) }}
+{{- end }}
 {{- end }}
 
 {{/* For a list `initContainers`: the sidecar where it is a native one, else nothing. */}}
@@ -177,6 +180,9 @@ opens that port after the gate, which denies from its first moment on, so a firs
 {{- else if eq $v.state.volume "persistentVolumeClaim" }}
 - name: killswitch-state
   persistentVolumeClaim: {claimName: {{ include "killswitch.claimName" . }}}
+{{- end }}
+{{- if include "killswitch.hasProxy" . }}
+{{ include "killswitch.proxyVolumes" . }}
 {{- end }}
 {{- with $v.extraVolumes }}
 {{- toYaml . | nindent 0 }}

@@ -20,6 +20,7 @@
 {{- fail (printf "killswitch: killswitch.%s.key is empty; name the key of the Secret %q" $kind (index $v $kind "secretName")) -}}
 {{- end -}}
 {{- end -}}
+{{- include "killswitch.checkProxy" . -}}
 {{- end }}
 
 {{- define "killswitch.fullname" -}}
