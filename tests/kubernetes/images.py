@@ -62,6 +62,7 @@ class Podman:
         done = subprocess.run(
             self.command(*arguments),
             env=self.environ(),
+            cwd=self.folder,  # conmon notes there that a container ran out of memory
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
