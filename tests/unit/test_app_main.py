@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import socket
@@ -5,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sidecar.adapters.operations_http import OperationsServer
 from sidecar.app.main import serve
 from sidecar.app.places import run_path
 
@@ -89,6 +92,32 @@ def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 8.0
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def test_the_gate_denies_before_the_listeners_that_probes_ask_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A startup probe asks for health and takes the answer for a gate that listens and denies.
+    denied: dict[str, bool] = {}
+
+    def watched(name: str) -> None:
+        original = getattr(OperationsServer, name)
+
+        async def start(server: OperationsServer, *arguments: Any) -> object:
+            denied[name] = await asyncio.to_thread(answers, tmp_path / "gate.sock")
+            return await original(server, *arguments)
+
+        monkeypatch.setattr(OperationsServer, name, start)
+
+    watched("start_tcp")
+    watched("start_health")
+    listen = 'operations: {listen: "127.0.0.1:0"'
+    path = write(tmp_path, CONFIG.replace(listen, f'{listen}, health_listen: "127.0.0.1:0"'))
+    ending = threading.Thread(target=lambda: (until(lambda: len(denied) == 2), os.kill(os.getpid(), signal.SIGTERM)))
+    ending.start()
+    assert serve(path, {}) == 0
+    ending.join()
+    assert denied == {"start_tcp": True, "start_health": True}
 
 
 def answers(gate: Path) -> bool:
