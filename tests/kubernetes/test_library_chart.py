@@ -230,6 +230,18 @@ def test_what_would_not_be_guarded_is_refused(
     assert said in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize("version", [3, 4])
+def test_two_workloads_of_a_chart_do_not_share_a_switch_name(reader: Reader, version: int) -> None:
+    chart = reader()
+    first = (chart / "templates" / "workload.yaml").read_text()
+    second = first.replace("reader.workload", "reader.other").replace("name: trader\nspec", "name: other\nspec")
+    (chart / "templates" / "zz-other.yaml").write_text(second)
+    done = template(chart, sets=(FIXED,), version=version)
+    assert done.returncode != 0
+    assert "of this chart has the same switch name already" in done.stderr
+    assert len(render(chart, version=version).of("Deployment")) == 2
+
+
 def test_a_dependency_without_its_alias_is_refused(reader: Reader) -> None:
     done = template(reader(alias=""))
     assert done.returncode != 0

@@ -61,6 +61,14 @@ Takes Deployments, StatefulSets and DaemonSets. Refuses what would not be guarde
 {{- if and $claimed (eq $workload.kind "Deployment") (not $fixed) (not $v.existingConfigMap) -}}
 {{- fail (printf "killswitch: %s: its pods change their names, and the state on the volume belongs to one name: set killswitch.config.switch.name, for example ${POD_NAMESPACE}/%s" $name $workload.metadata.name) -}}
 {{- end -}}
+{{- if and (or $fixed $claimed) (not $zero) -}}
+{{- /* All templates of a chart see the same values, so a second workload finds the first one's name there. */ -}}
+{{- $first := get $v "guardedAlready" -}}
+{{- if and $first (ne $first $name) -}}
+{{- fail (printf "killswitch: %s: %s of this chart has the same %s already. Put ${POD_NAME} into killswitch.config.switch.name, and give each pod a volume of its own" $name $first (ternary "switch name" "claim" (eq $fixed "true"))) -}}
+{{- end -}}
+{{- $_ := set $v "guardedAlready" $name -}}
+{{- end -}}
 {{- if and (eq $v.state.volume "volumeClaimTemplate") (ne $workload.kind "StatefulSet") -}}
 {{- fail (printf "killswitch: %s: killswitch.state.volume volumeClaimTemplate is for a StatefulSet; use emptyDir or persistentVolumeClaim" $name) -}}
 {{- end -}}
