@@ -13,3 +13,4 @@ from tests.cast import (  # noqa: F401 - fixtures are used by their names
     sidecar,
     wait,
 )
+from tests.e2e.messengers import alertmanager, guarded, people  # noqa: F401 - as above

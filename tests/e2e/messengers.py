@@ -27,10 +27,16 @@ from aiosmtpd.smtp import SMTP
 from tests.cast import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "alertmanager" / "alertmanager.yml"
 TOKEN = "alertmanagers-own-token-5f1e"
+EXTERNAL = {
+    "trigger": "external",
+    "type": "alertmanager",
+    "match": ['severity=~"critical|page"', "killswitch=kill"],
+}
+"""A rule of a sidecar that the example's webhook can fire."""
 
 
 class Alertmanager:
@@ -245,3 +251,46 @@ class Mailbox:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+
+
+# Fixtures
+
+
+@pytest.fixture
+def people() -> Iterator[Listener]:
+    people = Listener()
+    yield people
+    people.close()
+
+
+@pytest.fixture
+def alertmanager(tmp_path: Path) -> Iterator[Alertmanager]:
+    server = Alertmanager(tmp_path)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def guarded(
+    make_sidecar: Callable[..., Any], alertmanager: Alertmanager, people: Listener, tmp_path: Path
+) -> Callable[..., Any]:
+    """Starts a sidecar that the Alertmanager sends to, and that sends to the Alertmanager."""
+
+    def start(*rules: Mapping[str, Any], urls: tuple[str, ...] = (), **webhook: Any) -> Any:
+        (tmp_path / "token").write_text(TOKEN + "\n")
+        sidecar = make_sidecar(
+            rules or [EXTERNAL],
+            urls,
+            switch={"labels": {"desk": "fx", "killswitch": "kill"}},
+            alertmanager={
+                "webhook": {"match": ['killswitch="kill"'], "token_file": str(tmp_path / "token"), **webhook},
+                "notify": {"urls": [alertmanager.url]},
+            },
+        )
+        sidecar.start()
+        sidecar.wait_status("the gate to open", lambda status: status["ready"])
+        alertmanager.send_to(sidecar=sidecar.operations_port, people=people.port)
+        alertmanager.start()
+        return sidecar
+
+    return start

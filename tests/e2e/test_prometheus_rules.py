@@ -21,11 +21,12 @@ EXTERNAL = {"trigger": "external", "type": "alertmanager", "match": ["killswitch
 
 
 @pytest.mark.usefixtures("_programs")
+@pytest.mark.timeout(300)  # a few seconds of CPU, and other tests beside it
 @pytest.mark.parametrize("arguments", [("check", RULES), ("test", FOLDER / "killswitch.rules.test.yaml")])
 def test_promtool_is_content(arguments: tuple[str, Path]) -> None:
     what, file = arguments
     done = subprocess.run(
-        ["promtool", what, "rules", file], capture_output=True, text=True, timeout=110, check=False, cwd=FOLDER
+        ["promtool", what, "rules", file], capture_output=True, text=True, timeout=280, check=False, cwd=FOLDER
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

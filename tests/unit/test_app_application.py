@@ -462,6 +462,16 @@ async def test_telemetry_shows_only_what_is_durable(world: World) -> None:
         assert set(telemetry.missed_iterations()) == {"g"}
         assert telemetry.sources() == {}
         assert telemetry.records().audit_events > 0
+        assert telemetry.records().log_lines_dropped == 0
+
+
+def test_a_source_that_nobody_asked_is_shown_as_neither_up_nor_down(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = world.build()
+    states = [("prometheus", False, ""), ("scrape:a", False, "refused"), ("scrape:b", True, "")]
+    monkeypatch.setattr(app.sources, "states", lambda: states)
+    assert AppTelemetry(app).sources() == {"prometheus": None, "scrape:a": False, "scrape:b": True}
 
 
 # Reloading
@@ -495,7 +505,7 @@ async def test_a_broken_configuration_or_a_folder_that_cannot_be_read_changes_no
         def unreadable(*_: object) -> None:
             raise PermissionError(13, "Permission denied", "config.yaml")
 
-        monkeypatch.setattr(reload_module, "load_settings", unreadable)
+        monkeypatch.setattr(reload_module, "load_everything", unreadable)
         with pytest.raises(SettingsError, match="cannot be read"):
             await app.desk.reload()
         assert app.failure is None
