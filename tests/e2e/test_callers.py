@@ -81,6 +81,7 @@ def sent_soon(call: Run, switch: Sidecar) -> dict[str, int]:
     return found
 
 
+@pytest.mark.timeout(300)  # some fifty processes, one after another for those that a busy machine made too late
 def test_every_caller_sends_when_allowed_and_only_cancels_when_killed_hanging_or_dead(
     sidecar: Callable[..., Sidecar], call: Run
 ) -> None:
