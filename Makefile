@@ -53,6 +53,7 @@ faults: setup ## Break what can break, for longer than `make test` does (FAULTS=
 
 .PHONY: pictures
 pictures: setup ## Draw the pictures in docs/images anew, from live data
+	@$(bin)/python -m tests.web.pictures
 	@command -v npm >/dev/null || .ci/install-debian nodejs npm
 	@$(bin)/python -m tests.kubernetes.pictures.draw
 

@@ -2,7 +2,8 @@
 
     python -m tests.web.pictures [folder]      # default: build/pictures
 
-They are for people to look at. What a picture cannot show is proven by the tests beside this file.
+Those that the documents show are also put into docs/images, as far as a screen shows them without scrolling. They are
+for people to look at. What a picture cannot show is proven by the tests beside this file.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 
 WIDTHS = {"360": (360, 780), "1280": (1280, 900)}
 SCHEMES = ("light", "dark")
+DOCUMENTS = Path(__file__).parents[2] / "docs" / "images"
+IN_DOCUMENTS = {
+    "killed-1280-light": "page-killed.png",
+    "gradual-1280-dark": "page-gradual-restart.png",
+    "disconnected-360-light": "page-disconnected.png",
+}
 METRICS = {
     "portfolio_drawdown_ratio": -0.041,
     "daily_loss_ratio": -0.012,
@@ -131,7 +138,14 @@ def shoot(
                 page.evaluate("() => scrollTo(0, 0)")
                 if not meanwhile:
                     page.evaluate("() => document.activeElement?.blur()")
-                page.screenshot(path=folder / f"{name}-{width}-{scheme}.png", full_page=meanwhile is None)
+                save(page, folder, f"{name}-{width}-{scheme}", whole=meanwhile is None)
+
+
+def save(page: Page, folder: Path, name: str, *, whole: bool) -> None:
+    """Write a picture, and its first screen where a document shows it."""
+    page.screenshot(path=folder / f"{name}.png", full_page=whole)
+    if name in IN_DOCUMENTS:
+        page.screenshot(path=DOCUMENTS / IN_DOCUMENTS[name])
 
 
 def take(folder: Path) -> None:
@@ -189,7 +203,7 @@ def story(switch: Sidecar, browser: Browser, exporter: Metrics, folder: Path) ->
         for scheme in SCHEMES:
             with opened(browser, switch, width, scheme) as page:
                 cut_off(page)
-                page.screenshot(path=folder / f"disconnected-{width}-{scheme}.png", full_page=True)
+                save(page, folder, f"disconnected-{width}-{scheme}", whole=True)
                 switch.signal(signal.SIGCONT)
 
 

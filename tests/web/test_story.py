@@ -194,3 +194,14 @@ def test_text_from_outside_is_text_and_nothing_else(switch, visit, word):
     assert evil in page.text_content("#audit")
     assert page.locator("main script, main img").count() == 0
     assert page.title() == "BLOCKED · trading/bot-0 · killswitch"
+
+
+def test_a_stop_that_is_in_force_and_not_on_disk_is_told_as_both(switch, visit):
+    page = visit(switch())
+    detail = "in force, but NOT durable: the volume does not answer"
+    problem = {"title": "Service Unavailable", "status": 503, "detail": detail, "state": "KILLED", "durable": False}
+    page.route("**/api/v1/trigger", lambda route: route.fulfill(status=503, json=problem))
+    page.click("#stop")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#stop-dialog .refusal-title:text('Stopped, NOT durable')")
+    assert page.text_content("#stop-dialog .refusal-detail") == detail
