@@ -488,6 +488,13 @@ async def test_matchers_may_name_labels_of_the_switch_and_the_alert_speaks_first
     assert await world.send(sent()) == {"accepted": 1}
 
 
+async def test_quoted_names_match_labels_of_the_alert_and_of_the_switch(make: Any) -> None:
+    world = make(rule(match=('{"bot.größe"="a b", "desk"="fx"}',)))
+    world.configure('"killswitch"="kill"', desk="fx")
+    assert await world.send(sent(killswitch="kill", **{"bot.größe": "a"})) == {"ignored": 1}
+    assert await world.send(sent(killswitch="kill", **{"bot.größe": "a b"})) == {"accepted": 1}
+
+
 async def test_a_disabled_rule_does_nothing_and_fires_when_a_reload_enables_it(make: Any) -> None:
     world = make(rule(enabled=False), rule("other", match=('alertname="Else"',)))
     assert await world.send(sent()) == {"accepted": 1}
