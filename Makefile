@@ -63,7 +63,8 @@ lock: ## Write the lock files anew after a change of dependencies (UPGRADE=1: ne
 
 .PHONY: clean
 clean: ## Remove everything that was made here, .venv too
-	@rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist
+	@rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist \
+		tests/kubernetes/pictures/node_modules
 	@find sidecar tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- parts of the targets above ---

@@ -90,7 +90,9 @@ class Fleet:
         self._slide(MAKER, -0.18)
         self.metric(TAKER, "portfolio_drawdown_ratio").set(-0.17)
         for switch in (maker, taker):
-            switch.wait_status("the kill to be durable", lambda one: one["state"] == "KILLED" and one["durable"])
+            switch.wait_status(
+                "the kill to be durable", lambda one: one["state"] == "KILLED" and one["durable"], patience=PATIENCE
+            )
         self.metric(MAKER, "quote_spread").drop()
         self._lose_a_source()
         self._refuse_a_file()
@@ -104,7 +106,7 @@ class Fleet:
         self.killed_at = self._moment()
 
         self.metric(MAKER, "portfolio_drawdown_ratio").set(-0.04)
-        maker.wait_status("the rule to clear", lambda _: maker.trigger_of()["status"] == "inactive")
+        maker.wait_status("the rule to clear", lambda _: maker.trigger_of()["status"] == "inactive", patience=PATIENCE)
         assert (
             taker.recover(waive=[{"trigger": "portfolio_drawdown", "threshold": -0.25, "until": _tomorrow()}]).status
             == 200

@@ -12,7 +12,7 @@ from tests.kubernetes.charts import render
 from tests.kubernetes.fleet import DESKS, HALTED, KILLED, LAB, MAKER, TAKER, Fleet, Pace
 from tests.kubernetes.viewer import Answer, Viewer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]  # the first test waits for the whole story
 
 FOLDER = Path(__file__).parents[2] / "grafana" / "dashboards"
 
@@ -167,6 +167,13 @@ def test_the_fleet_says_who_is_killed_and_why(fleet, whole_fleet):
     assert number(whole_fleet, "Restricted, not killed") == 1
     assert number(whole_fleet, "Not enforcing") == 1
     assert number(whole_fleet, "Sidecars out of reach") == 0
+
+
+def test_a_killed_switch_that_two_targets_carry_is_told_twice_and_breaks_no_table(fleet):
+    answers = list(view(fleet, "killswitch-fleet", end=fleet.killed_at).answers())
+    killed = rows(answers, "Killed: who, since when, why", "switch", "job", "code")
+    assert [row for row in killed if row[0] == MAKER] == [(MAKER, "killswitch", "breach"), (MAKER, "rollout", "breach")]
+    assert rows(answers, "All switches", "switch") == [(name,) for name in sorted(DESKS)]
 
 
 def test_the_fleet_shows_gaps_in_the_protection(whole_fleet):
