@@ -61,6 +61,10 @@ pictures: setup ## Draw the pictures in docs/images anew, from live data
 lock: ## Write the lock files anew after a change of dependencies (UPGRADE=1: newest versions)
 	@.ci/lock
 
+.PHONY: sbom
+sbom: ## List what an image holds: make sbom IMAGE=killswitch-sidecar:0.1.0 (ENGINE=docker: not with podman)
+	@.ci/sbom "$(IMAGE)" dist/sbom.cdx.json && echo "sbom: dist/sbom.cdx.json"
+
 .PHONY: clean
 clean: ## Remove everything that was made here, .venv too
 	@rm -rf .venv .cache .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache build dist \
