@@ -308,10 +308,11 @@ def test_a_certificate_and_its_web_configuration_share_a_folder_that_no_other_co
 
 def test_the_names_of_the_service_are_hosts_of_the_listener() -> None:
     rendering = render(values=values("tokens"))
-    name = rendering.one("Service")["metadata"]["name"]
+    service = next(one for one in rendering.of("Service") if one["metadata"]["name"].endswith("-operations"))
+    name = service["metadata"]["name"]
     hosts = rendering.config["operations"]["hosts"]
     assert {"killswitch.example.com", name, f"{name}.trading", f"{name}.trading.svc"} == set(hosts)
-    assert rendering.one("Service")["spec"]["selector"] == {"killswitch.io/guarded": "true"}
+    assert service["spec"]["selector"] == {"killswitch.io/guarded": "true"}
 
 
 @pytest.mark.parametrize(("operator", "kinds"), [(True, {"PodMonitor", "PrometheusRule"}), (False, set())])
