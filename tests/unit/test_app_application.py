@@ -392,7 +392,10 @@ async def test_many_who_ask_for_health_or_the_audit_at_once_cost_one_check_and_o
     assert most == 1
 
 
-async def test_streams_that_wake_together_are_told_the_same_documents(world: World) -> None:
+async def test_streams_that_wake_together_are_told_the_same_documents(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidecar.app.desk.STREAM_INTERVAL_SECONDS", 300.0)
     async with world.running() as app:
         one, two = app.desk.subscribe(), app.desk.subscribe()
         first = [await anext(one), await anext(one)]

@@ -18,7 +18,14 @@ import trustme
 import yaml
 from prometheus_client import CollectorRegistry
 
-from sidecar.adapters.operations_http import OperationsLimits, OperationsServer, WebAccess, WebhookAccess, passwords
+from sidecar.adapters.operations_http import (
+    OperationsLimits,
+    OperationsServer,
+    WebAccess,
+    WebhookAccess,
+    listener,
+    passwords,
+)
 from sidecar.adapters.operations_http.passwords import MOST_PROVEN, MOST_WAITING, Passwords
 from sidecar.adapters.operations_http.problems import Problem
 from sidecar.settings.problems import SettingsProblems
@@ -350,7 +357,10 @@ async def test_health_of_its_own_is_plain_and_serves_nothing_else(serve: Callabl
 
 
 @pytest.mark.slow
-async def test_handshakes_that_never_end_keep_nobody_out(serve: Callable[..., Any], files: Files) -> None:
+async def test_handshakes_that_never_end_keep_nobody_out(
+    serve: Callable[..., Any], files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_HANDSHAKE_SECONDS", 300.0)
     files.write(tls={})
     serving = await serve(limits=OperationsLimits(connections=4))
     silent = [await asyncio.open_connection("127.0.0.1", serving.port) for _ in range(100)]
