@@ -20,6 +20,7 @@ from sidecar.core.states import Mode, Restriction, Stage, State
 
 KILLED = Reason(code=ReasonCode.KILLED, message="killed by ops")
 SHORT = GateLimits(head_seconds=0.05, body_seconds=0.05, idle_seconds=0.3, connections=3)
+QUESTION = b"GET /gate HTTP/1.1\r\n\r\n"
 ORDER = b'{"side":"buy","quantity":1}'
 
 
@@ -459,10 +460,10 @@ async def test_of_all_that_is_piled_up_one_piece_is_worked_on_in_each_turn(gate,
     pump = connection.GateConnection._pump
     monkeypatch.setattr(connection.GateConnection, "_pump", lambda each: (turns.append(turn), pump(each)))
     counting = asyncio.create_task(count())
-    answers = await asyncio.gather(*(gate.talk(b"GET /gate HTTP/1.1\r\n\r\n" * questions) for _ in range(10)))
+    answers = await asyncio.gather(*(gate.talk(QUESTION * questions) for _ in range(10)))
     counting.cancel()
     assert [len(parse_all(answer)) for answer in answers] == [questions] * 10
-    assert len(turns) >= questions * 26 * 10 / 1024
+    assert len(turns) >= questions * len(QUESTION) * 10 / 1024
     assert len(set(turns)) == len(turns), "two pieces in one turn"
 
 
