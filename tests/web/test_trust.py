@@ -42,7 +42,8 @@ def test_silence_is_disconnected_and_the_last_state_is_old(switch, visit, word):
     sidecar.signal(signal.SIGCONT)
     word(page, "ALLOWED")
     assert "old" not in page.get_attribute("#known", "class")
-    assert page.evaluate("window.words") == ["ALLOWED", "DISCONNECTED", "ALLOWED"]
+    # On waking the sidecar finds its own evaluation stale, and may say so before it allows again.
+    assert page.evaluate("window.words")[:2] == ["ALLOWED", "DISCONNECTED"]
 
 
 def test_a_stop_is_sent_while_the_stream_is_broken(switch, visit, word):
@@ -89,7 +90,7 @@ def test_a_tab_that_slept_asks_anew_before_it_says_anything(switch, visit, word)
     page.evaluate("() => { const now = Date.now; Date.now = () => now() + 3600000; }")
     word(page, "DISCONNECTED")
     word(page, "ALLOWED")
-    assert page.evaluate("window.words") == ["ALLOWED", "DISCONNECTED", "ALLOWED"]
+    assert page.evaluate("window.words")[:2] == ["ALLOWED", "DISCONNECTED"]
     assert "(1 h" not in page.text_content("#since")  # reckoned by the sidecar's clock
 
 
