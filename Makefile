@@ -48,8 +48,8 @@ bench: .venv ## Measure the gate, the page and an evaluation on this machine
 	@$(bin)/python tests/benchmarks/run.py
 
 .PHONY: faults
-faults: setup ## Break what can break, for longer than `make test` does (FAULTS=10: so many times as often; half an hour)
-	@FAULTS=$${FAULTS:-10} $(bin)/python -m pytest -s --timeout 3600 tests/faults
+faults: setup ## Break what can break, for longer than `make test` does (FAULTS=30: so many times as often; an hour)
+	@FAULTS=$${FAULTS:-30} $(bin)/python -m pytest -s --timeout 3600 tests/faults
 
 .PHONY: pictures
 pictures: setup ## Draw the pictures in docs/images anew, from live data

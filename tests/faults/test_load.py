@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 CONNECTIONS = 10_000
+MORE_CONNECTIONS = 2_500  # 12,000 may be open
 MEMORY_BYTES_A_CONNECTION = 8 * 1024
 SECONDS = 20.0
 MEMORY_BYTES = 12 * 1024 * 1024
@@ -88,6 +89,11 @@ def test_ten_thousand_connections_are_all_answered_and_cost_nothing_once_they_ar
         for peer in peers:
             peer.close()
     wait_for(lambda: process.num_fds() <= descriptors + 5, "the connections to be gone")
+    # They do not count any more either: together with these there would be too many.
+    peers = connected(switch.gate_port, MORE_CONNECTIONS)
+    assert answers_of_all(peers) == {b"HTTP/1.1 403 Forbidden": MORE_CONNECTIONS}
+    for peer in peers:
+        peer.close()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import pytest
 
 from sidecar.adapters.state_file import BACKUP_NAME, STATE_NAME, StateFolder
 from sidecar.app.restore import CannotRestore, choose_start
+from sidecar.core.events import CauseCode
 from sidecar.core.states import Instant, State
 from sidecar.core.transitions import Policies
 from tests.cast import wait_for
@@ -172,6 +173,8 @@ def test_no_damage_at_any_byte_of_both_copies_brings_a_killed_switch_back_as_act
                 refused += 1  # it looks like a newer version's: not_ready, and untouched
             else:
                 assert start.state.state is State.KILLED, damaged
+                # Not believed in part either: a file whose reason has changed by a letter is no file.
+                assert [cause.code for cause in start.state.causes] == [CauseCode.STATE_LOST], damaged
             looked += 1
     finally:
         folder.close()
