@@ -614,3 +614,17 @@ async def test_cancellation_passes_and_leaves_no_task_behind():
 def test_a_source_without_a_server_is_a_mistake():
     with pytest.raises(ValueError, match="at least one"):
         PrometheusSource(urls=[], timeout=1.0)
+
+
+async def test_credentials_that_a_server_repeats_are_blotted_out():
+    async def careless(request: web.Request) -> web.Response:
+        sent = f"you sent {request.headers['Authorization']} and {request.headers['X-Key']}: {SECRET} is wrong"
+        return error("unauthorized", sent, 401)
+
+    http = HttpConfig(basic_auth=BasicAuth(username="me", password=SECRET))
+    async with serving(careless) as url, asking(url, http=http, headers={"X-Key": "header-secret"}) as source:
+        (told,) = (await source.query(ask("x"))).values()
+    shown = repr(told)
+    assert "you sent … and …: … is wrong" in shown
+    for secret in (SECRET, "header-secret", "bWU6"):
+        assert secret not in shown
