@@ -170,7 +170,7 @@ class AppMachine(RuleBasedStateMachine):
     async def probe(self, asked: Rule) -> Answer | Failure:
         if self.model.reading == "blind":
             return Failure(reason="bad_response", message="blind", unreachable=False)
-        value = 0.99 if self.model.reading == "bad" else 0.1
+        value = 1.5 if self.model.reading == "bad" else 0.5  # of the limit
         wall = self.clock.at.wall
         return Answer(series=(Series(value=value),), evaluated_at=wall, oldest_sample=wall)
 

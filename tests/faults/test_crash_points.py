@@ -8,6 +8,10 @@ leave less), the start of a new process is asked what it makes of it.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import os
+import random
 import shutil
 import threading
 import time
@@ -26,6 +30,7 @@ from sidecar.core.events import CauseCode
 from sidecar.core.policy import RecoveryPolicy
 from sidecar.core.states import Instant, State
 from sidecar.core.transitions import Policies
+from tests.cast import wait_for
 from tests.faults.traced_disk import TRACED, Disk, Operation, View, read_trace
 
 if TYPE_CHECKING:
@@ -258,7 +263,9 @@ def _complaints(found: Found, point: CrashPoint, story: Story) -> Iterator[str]:
         yield f"{told.state} had been told, and ACTIVE came back"
 
 
-def test_no_crash_at_any_system_call_loses_what_was_told(story: Story, tmp_path: Path) -> None:
+# Each run of `make faults` lives as many lives, none of which writes quite the same.
+@pytest.mark.parametrize("life", range(max(1, int(os.environ.get("FAULTS", "1")) // 5)))
+def test_no_crash_at_any_system_call_loses_what_was_told(story: Story, tmp_path: Path, life: int) -> None:
     counts: dict[str, int] = {}
     complaints: list[str] = []
     epochs: set[int] = set()
@@ -280,3 +287,45 @@ def test_no_crash_at_any_system_call_loses_what_was_told(story: Story, tmp_path:
     assert epochs >= set(range(1, max(story.states)))
     assert {seen.state for seen in story.seen} == {"ACTIVE", "KILLED", "RECOVERING"}
     assert any(operation.paths[-1].endswith(".jsonl.gz") for operation in story.operations), "no audit file was packed"
+
+
+def _go_on(sidecar: Sidecar, told: list[Seen], over: threading.Event) -> None:
+    """Kill, begin to recover and cancel until the sidecar dies; keep what was told as durable."""
+    witness = Witness(sidecar=sidecar, seen=told)
+    number = 0
+    with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+        while not over.is_set():
+            number += 1
+            witness.note(
+                sidecar.control("POST", "/api/v1/trigger", {"reason": f"again {number}", "by": "ann"}).document
+            )
+            answer = sidecar.recover()
+            if answer.status == 200:
+                witness.note(answer.document)
+                witness.note(sidecar.control("DELETE", "/api/v1/recovery").document)
+
+
+def test_no_sigkill_at_any_moment_loses_what_was_told(patient: Callable[..., Sidecar], times: int) -> None:
+    """The real thing, to see that the disk on paper is like the one below the sidecar."""
+    chance = random.Random(7391)
+    sidecar = patient(recovery={"cooldown": "1h", "health": {"sources_up": False}}).start()
+    sidecar.wait_gate(200, "active")
+    for _ in range(4 * times):
+        told: list[Seen] = []
+        over = threading.Event()
+        trader = threading.Thread(target=_go_on, args=(sidecar, told, over))
+        trader.start()
+        wait_for(told.copy, "something to be told")
+        time.sleep(chance.uniform(0.0, 0.4))
+        sidecar.kill9()
+        over.set()
+        trader.join(30)
+        sidecar.start()
+        back = sidecar.wait_status("the stored state", lambda status: status["durable"])
+        assert back["epoch"] >= told[-1].epoch
+        assert back["state"] in {"KILLED", "RECOVERING"}
+        assert [cause["code"] for cause in back["causes"] if cause["code"].startswith("state_")] == []
+        if back["epoch"] == told[-1].epoch:
+            assert back["state"] == told[-1].state
+        assert sidecar.gate().status == 403
+    assert sidecar.cli("audit", "verify").returncode == 0

@@ -110,6 +110,7 @@ def test_killed_and_recovering_are_restored_as_killed_and_halted_if_unknown(
         (0.6, 0.6, Stage.GRADUAL_RESTART),
         (None, 0.5, Stage.GRADUAL_RESTART),
         (0.0, 0.5, Stage.GRADUAL_RESTART),
+        (1.5, 0.5, Stage.GRADUAL_RESTART),  # no factor is above 1: nobody knows what this was
     ],
 )
 def test_active_goes_on_up_the_ladder_from_its_factor(factor: float | None, restored: float, stage: Stage):
@@ -202,3 +203,10 @@ def test_a_state_that_is_not_a_number_is_none():
 def test_another_shape_is_an_error(rows: list[Any]):
     with pytest.raises((KeyError, TypeError, ValueError, AttributeError)):
         list(sightings(rows, since=0.0))
+
+
+def test_of_a_kill_in_the_record_and_a_restriction_known_from_elsewhere_the_stricter_holds():
+    start = state_from_sighting(
+        seen(KILLED, 5, Restriction.REDUCE_ONLY), NOW, POLICIES, epoch=17, when="noon", asked=Restriction.HALT
+    )
+    assert (start.kill_restriction, start.since, start.causes[0].time) == (Restriction.HALT, NOW.wall, NOW.wall)

@@ -142,6 +142,11 @@ def test_a_lock_out_is_one_persons_and_a_right_code_ends_the_count() -> None:
     lockouts.succeeded("bob").succeeded("ann").failed("ann", NOW).check("ann", NOW)
 
 
+def test_a_right_code_ends_nobody_elses_lock_out() -> None:
+    with pytest.raises(LockedOut):
+        locked(6).succeeded("bob").check("ann", NOW)
+
+
 def test_a_wall_clock_step_does_not_end_a_lock_out() -> None:
     with pytest.raises(LockedOut):
         locked(5).check("ann", Instant(mono=NOW.mono + 29, wall=NOW.wall + 1e6))

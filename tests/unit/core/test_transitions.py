@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.core.diagram import mermaid
+from sidecar.core.document import state_document, state_from_document
 from sidecar.core.errors import InvalidTransition
 from sidecar.core.events import (
     Approval,
@@ -626,3 +627,9 @@ def test_a_diagram_shows_every_pair_and_marks_what_loosens() -> None:
         "    ACTIVE --> KILLED: kill",
         "    KILLED --> RECOVERING: begin recovery *",
     ]
+
+
+def test_what_a_removed_rule_held_comes_back_from_the_disk_with_its_numbers() -> None:
+    numbers = replace(hold("a", Action.THROTTLE), factor=0.5, value=-0.12, limit=-0.1)
+    held = replace(ACTIVE, held=(numbers, hold("b")))
+    assert state_from_document(state_document(held, NOW), NOW).held == held.held
