@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from sidecar.settings.config import load_settings
 from sidecar.settings.rule_files import load_rules
@@ -24,6 +25,19 @@ def test_the_configuration_and_the_rule_are_good(tmp_path: Path) -> None:
     settings = load_settings(str(tmp_path / "config.yaml"), {})
     rules = load_rules(settings.rules.files, settings.rules.interval, {}, settings.scrape_names)
     assert [one.trigger for one in rules.rules] == ["portfolio_drawdown"]
+
+
+def test_the_rules_are_checked_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sidecar.cli.main import killswitch
+
+    (tmp_path / "rules").mkdir()
+    for name, text in zip(("config.yaml", "rules/drawdown.yaml"), _blocks("yaml"), strict=True):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KILLSWITCH_CONFIG", raising=False)
+    (check,) = re.findall(r"^killswitch (rules check .*)$", README, re.MULTILINE)
+    checked = CliRunner().invoke(killswitch, check.split())
+    assert checked.exit_code == 0, checked.output
 
 
 def test_the_python_example_runs_and_denies_where_no_sidecar_is(capsys: pytest.CaptureFixture[str]) -> None:
