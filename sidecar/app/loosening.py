@@ -1,6 +1,7 @@
 """Finds what a new configuration allows that the old one did not, so that no safety is taken away unseen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 
 from sidecar.rules.model import Heartbeat, Rule, RuleSet, Threshold
 from sidecar.settings.config import Health, Settings
@@ -56,10 +57,16 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
         webhook_now.expires < webhook.expires,
     )
     changes: Changes = {place: [was, now] for place, (was, now, looser) in found.items() if looser}
-    for symbol, limit in old.gate.policy.position_limits.items():
-        other = new.gate.policy.position_limits.get(symbol)
-        if other is None or other > limit:
-            changes[f"gate.position_limits.{symbol}"] = [str(limit), None if other is None else str(other)]
+    return {**changes, **_limits(old.gate.policy.position_limits, new.gate.policy.position_limits)}
+
+
+def _limits(old: Mapping[str, Decimal], new: Mapping[str, Decimal]) -> Changes:
+    # By what holds for each symbol: one with a limit of its own has not that of `*`, and one that loses its own has.
+    changes: Changes = {}
+    for symbol in sorted(old.keys() | new.keys()):
+        was, now = old.get(symbol, old.get("*")), new.get(symbol, new.get("*"))
+        if was is not None and (now is None or now > was):
+            changes[f"gate.position_limits.{symbol}"] = [str(was), None if now is None else str(now)]
     return changes
 
 

@@ -58,6 +58,14 @@ def test_a_setting_that_allows_more_is_named_and_its_way_back_is_not(old: Settin
     assert back == ({place} if place == "recovery.steps" else set())
 
 
+def test_a_symbol_that_gets_a_limit_of_its_own_above_that_of_all_others_is_loosened() -> None:
+    old = gate(position_limits={"*": Decimal(500)})
+    wider = gate(position_limits={"*": Decimal(500), "AAPL": Decimal(10_000)})
+    assert loosened_settings(old, wider) == {"gate.position_limits.AAPL": ["500", "10000"]}
+    assert loosened_settings(wider, old) == {}
+    assert set(loosened_settings(gate(), old)) == {"gate.position_limits.AAPL"}  # 100, and now the 500 of all others
+
+
 def test_nothing_changed_is_nothing_loosened() -> None:
     assert loosened_settings(recovery(CHECKED), recovery(CHECKED)) == {}
     assert loosened_rules(rules(RULE), rules(RULE)) == {}
