@@ -1,5 +1,7 @@
 """The gate's own lease: an answer that nobody renewed is a denial, whatever the last snapshot allowed."""
 
+from collections.abc import Generator
+
 import pytest
 
 from sidecar.adapters.gate_http import desk as desk_module
@@ -55,7 +57,10 @@ def reason_of(answer: bytes) -> str:
 
 
 def check(desk: Desk) -> bytes:
-    steps = desk.check(b'{"symbol":"A","side":"buy","quantity":1}')
+    return last_of(desk.check(b'{"symbol":"A","side":"buy","quantity":1}'))
+
+
+def last_of(steps: Generator[None, None, tuple[int, bytes]]) -> bytes:
     try:
         while True:
             next(steps)
@@ -74,6 +79,16 @@ def test_after_the_lease_new_orders_are_denied_as_stale_and_cancels_pass(desk: D
     assert reason_of(desk.answer(NEW)) == "stale"
     assert b'"deny"' in check(desk)
     assert desk.answer(CANCEL).startswith(b"HTTP/1.1 200")
+
+
+def test_a_list_that_was_begun_before_a_stop_allows_nothing_after_it(desk: Desk, clock: Clock) -> None:
+    orders = ",".join(['{"symbol":"A","side":"buy","quantity":1}'] * 100)
+    steps = desk.check(f"[{orders}]".encode())
+    for _ in range(4):  # three of these are of reading the list; from then on it is being decided
+        next(steps)
+    clock.now += 3600
+    body = last_of(steps)
+    assert body.count(b'"deny"') == body.count(b'"code":"stale"') == 100
 
 
 def test_a_new_snapshot_alone_does_not_renew_the_lease(desk: Desk, clock: Clock) -> None:

@@ -138,6 +138,10 @@ class Desk:
             self._view, self._lapsed = self._lapsed, None
             self._prepared = self._view.prepared
 
+    def _heed_lease(self) -> None:
+        if monotonic() > self._lease_until:
+            self._lapse()
+
     def _lapse(self) -> None:
         snapshot = self._view.snapshot
         if self._lapsed is not None or snapshot.mode is not Mode.ACTIVE:
@@ -236,9 +240,8 @@ class Desk:
             if len(orders) % _ORDERS_PER_STEP == 0:
                 yield
         objections = yield from self._consult_all(orders)
-        if monotonic() > self._lease_until:
-            self._lapse()
         for attempt in range(_ATTEMPTS):
+            self._heed_lease()
             # A snapshot that changes faster than a list is decided: decide in one go, and be late rather than wrong.
             patient = attempt < _ATTEMPTS - 1
             documents = yield from self._decide(self._view, orders, objections, patient=patient)
@@ -259,6 +262,7 @@ class Desk:
             documents.append(view.writer.document(decision, self._identity()))
             if patient and len(documents) % _ORDERS_PER_STEP == 0:
                 yield
+                self._heed_lease()  # the process may have been stopped for an hour in this very pause
                 if self._view is not view:
                     return None
         for decision in decisions:
