@@ -367,7 +367,7 @@ class _SwitchFamilies:
         self._last_transition = _gauge(
             "killswitch_last_transition_timestamp_seconds",
             (),
-            "Unix time of the last change of state; NaN if there was none.",
+            "Unix time of the last change of state, or of the first start; NaN until state is restored.",
         )
         self._transitions = _counter(
             "killswitch_transitions", ("from", "to"), "Changes of state since the sidecar started."

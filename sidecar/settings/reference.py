@@ -52,8 +52,9 @@ _WEB_INTRODUCTION = """\
 What `operations.web_config` names: the file that Prometheus and its exporters take as `--web.config.file`. Relative
 paths in it count from its folder; it takes no variables. A change of the file or of a certificate counts with the next
 handshake and the next request; one that cannot be used leaves the last good one in force and shows in the status. TLS
-and basic auth as such are turned on and off by a restart only. At the start a file that cannot be used ends the process
-with 1. What users and tokens may do, and examples, stand in [SECURITY.md](SECURITY.md).
+and basic auth as such are turned on and off by a restart only, and a demand for client certificates is turned off by
+one only. At the start a file that cannot be used ends the process with 1. What users and tokens may do, and examples,
+stand in [SECURITY.md](SECURITY.md).
 """
 
 

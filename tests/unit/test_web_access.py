@@ -338,6 +338,28 @@ async def test_who_may_come_in_follows_the_file(serve: Callable[..., Any], files
     await refuses(serving, client)
 
 
+@pytest.mark.parametrize(
+    ("left", "key"),
+    [
+        ({}, "client_auth_type"),
+        ({"client_auth_type": "VerifyClientCertIfGiven", "client_ca_file": "ca.crt"}, "client_auth_type"),
+        ({"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.crt"}, "client_allowed_sans"),
+    ],
+)
+async def test_half_a_file_lets_nobody_in_without_the_certificate_that_was_asked_for(
+    serve: Callable[..., Any], files: Files, left: dict[str, Any], key: str
+) -> None:
+    whole = {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.crt"}
+    files.write(tls={**whole, "client_allowed_sans": ["prometheus.example"]})
+    serving = await serve()
+    files.write(tls=left)
+    await refuses(serving, files.trusting())
+    await refuses(serving, files.client("other.example"))
+    assert (await serving.ask(tls=files.client("prometheus.example"))).status == 200
+    (problem,) = serving.server.problems
+    assert f"{key}: cannot be turned off while the sidecar runs; restart it" in problem
+
+
 async def test_health_of_its_own_is_plain_and_serves_nothing_else(serve: Callable[..., Any], files: Files) -> None:
     files.write(
         tls={"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": "ca.crt"}, basic_auth_users=HASHES

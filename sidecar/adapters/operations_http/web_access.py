@@ -111,6 +111,10 @@ class WebAccess:
             if bool(now) != bool(then):
                 turned = "on" if then else "off"
                 found.append(fresh.problem((key,), f"cannot be turned {turned} while the sidecar runs; restart it"))
+        found += [
+            fresh.problem(("tls_server_config", key), "cannot be turned off while the sidecar runs; restart it")
+            for key in _given_up(self.config.tls, fresh.tls)
+        ]
         if found:
             raise SettingsProblems(found)
 
@@ -133,6 +137,16 @@ class WebAccess:
 
     def _signature(self) -> _Signature:
         return _signature(self._path, self.config.tls)
+
+
+def _given_up(now: TlsServer | None, then: TlsServer | None) -> Iterator[str]:
+    """Demands on client certificates that are not made any more: half a file lacks them too, and would let all in."""
+    if now is None or then is None or now.client_auth != "RequireAndVerifyClientCert":
+        return
+    if then.client_auth != now.client_auth:
+        yield "client_auth_type"
+    if now.allowed_sans and not then.allowed_sans:
+        yield "client_allowed_sans"
 
 
 def _plain(name: str) -> str:
