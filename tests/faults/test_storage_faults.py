@@ -156,6 +156,13 @@ def damages(payload: bytes) -> Iterator[bytes]:
                 yield payload[:index] + bytes([other]) + payload[index + 1 :]
 
 
+def says_the_same(damaged: bytes, payload: bytes) -> bool:
+    try:
+        return bool(json.loads(damaged) == json.loads(payload))
+    except ValueError:
+        return False
+
+
 def test_no_damage_at_any_byte_of_both_copies_brings_a_killed_switch_back_as_active(
     killed: Sidecar, tmp_path: Path
 ) -> None:
@@ -173,8 +180,10 @@ def test_no_damage_at_any_byte_of_both_copies_brings_a_killed_switch_back_as_act
                 refused += 1  # it looks like a newer version's: not_ready, and untouched
             else:
                 assert start.state.state is State.KILLED, damaged
-                # Not believed in part either: a file whose reason has changed by a letter is no file.
-                assert [cause.code for cause in start.state.causes] == [CauseCode.STATE_LOST], damaged
+                # Not believed in part either: with a changed letter in its reason a file is no file. One that lacks its
+                # line end, or differs in a digit beyond what a number can tell, says the same as before.
+                expected = CauseCode.OPERATOR if says_the_same(damaged, payload) else CauseCode.STATE_LOST
+                assert [cause.code for cause in start.state.causes] == [expected], damaged
             looked += 1
     finally:
         folder.close()
