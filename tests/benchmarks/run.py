@@ -1,9 +1,10 @@
 """How fast the sidecar is, and what it costs: every figure with its method, and with its ratio where it has one.
 
-    python tests/benchmarks/run.py [--full] [--only cost,page] [--json FILE] [--against FILE]
+    python tests/benchmarks/run.py [--full | --brief] [--only cost,page] [--json FILE] [--against FILE]
 
-Runs real sidecars against a real Prometheus on loopback, in about six minutes; `--full` takes longer and measures more
-often. Figures are shown beside their aims and never asserted: the exit code is 0 unless one could not be measured.
+Runs real sidecars against a real Prometheus on loopback, in about eight minutes. `--full` takes longer, measures more
+often; `--brief` measures everything once and in short, to see that it can be measured. Figures are shown beside their
+aims and never asserted: the exit code is 0 unless one could not be measured.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def main() -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="killswitch-bench-")))
         try:
-            measurements = _measurements(folder, stack, full=options.full)
+            measurements = _measurements(folder, stack, options)
         except Exception as error:  # noqa: BLE001 - whatever it is, the reader is told
             print(f"nothing could be measured: {error}", file=sys.stderr)
             return 1
@@ -63,7 +64,9 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="measure more often and longer, about twenty minutes")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--full", action="store_true", help="measure more often and longer, about twenty minutes")
+    how.add_argument("--brief", action="store_true", help="measure once and in short, for no figure that one may quote")
     parser.add_argument("--only", type=lambda text: text.split(","), help=f"some of {','.join(NAMES)}", metavar="NAMES")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     parser.add_argument("--against", type=Path, metavar="FILE", help="show each figure's ratio to this earlier --json")
@@ -76,19 +79,23 @@ def _options() -> argparse.Namespace:
 NAMES: Final = ("questions", "arrivals", "breaches", "chains", "cost", "starts", "kills", "page")
 
 
-def _measurements(folder: Path, stack: ExitStack, *, full: bool) -> dict[str, Measurement]:
+def _measurements(folder: Path, stack: ExitStack, options: argparse.Namespace) -> dict[str, Measurement]:
     source = stack.enter_context(exporter())
     url = stack.enter_context(prometheus(folder / "prometheus", source.port))
-    often = 3 if full else 1
+
+    def by(brief: int, usual: int, full: int) -> int:
+        return full if options.full else brief if options.brief else usual
+
+    rounds = by(1, 5, 15)
     return {
-        "questions": lambda: measure_questions(folder / "questions", url, requests=2000, rounds=5 * often),
-        "arrivals": lambda: measure_arrivals(folder, url, seconds=5.0, rounds=2 * often),
-        "breaches": lambda: measure_breaches(folder / "breaches", url, source, breaches=30 if full else 10),
-        "chains": lambda: measure_chains(folder / "chains", source, breaches=60 if full else 30),
-        "cost": lambda: measure_cost(folder / "cost", url, seconds=20.0 * often),
-        "starts": lambda: measure_starts(folder / "starts", url, starts=5 * often),
-        "kills": lambda: measure_kills(folder / "kills", url, kills=100 if full else 25),
-        "page": lambda: measure_page(folder / "page", url, batches=2000 * often),
+        "questions": lambda: measure_questions(folder / "questions", url, requests=by(200, 2000, 2000), rounds=rounds),
+        "arrivals": lambda: measure_arrivals(folder, url, seconds=by(1, 5, 5), rounds=by(1, 2, 6)),
+        "breaches": lambda: measure_breaches(folder / "breaches", url, source, breaches=by(2, 30, 60)),
+        "chains": lambda: measure_chains(folder / "chains", source, breaches=by(3, 30, 60)),
+        "cost": lambda: measure_cost(folder / "cost", url, seconds=by(4, 20, 60)),
+        "starts": lambda: measure_starts(folder / "starts", url, starts=by(1, 5, 15)),
+        "kills": lambda: measure_kills(folder / "kills", url, kills=by(5, 100, 300)),
+        "page": lambda: measure_page(folder / "page", url, batches=by(200, 2000, 6000)),
     }
 
 
