@@ -20,7 +20,9 @@ REFUSED = "Failed to load resource: the server responded with a status of "
 CUT_OFF = "Failed to load resource: net::ERR_"
 
 
-@pytest.fixture(scope="session")
+# For a module and no longer: Playwright keeps an event loop running in the thread of the tests, and no other can run
+# beside it.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = launch(playwright)
