@@ -188,7 +188,13 @@ class Application:
     def _build_health(self, settings: Settings) -> HealthChecks:
         wanted = settings.recovery.health
         queries = [
-            QueryCheck(name=one.name, query=one.query, operator=Operator(one.operator), threshold=one.threshold)
+            QueryCheck(
+                name=one.name,
+                query=one.query,
+                operator=Operator(one.operator),
+                threshold=one.threshold,
+                max_age=one.max_age,
+            )
             for one in wanted.queries
         ]
         return HealthChecks(

@@ -1,7 +1,6 @@
 """The checks that a recovery depends on: sources, memory, CPU, and free PromQL. Nothing unknown counts as healthy."""
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +8,7 @@ from typing import Protocol
 import psutil
 
 from sidecar.rules.model import Operator
-from sidecar.rules.readings import Answer, Failure
+from sidecar.rules.readings import Answer, Failed, Failure, Fresh, Stale, describe, take_reading
 
 CPU_SAMPLE_SECONDS = 1.0
 MIB = 1024 * 1024
@@ -32,12 +31,17 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryCheck:
-    """A free PromQL check: healthy while every returned value satisfies `operator threshold`."""
+    """A free PromQL check: healthy while every returned value satisfies `operator threshold`.
+
+    Attributes:
+        max_age: seconds; an older sample tells nothing of the present.
+    """
 
     name: str
     query: str
     operator: Operator
     threshold: float
+    max_age: float = 60.0
 
 
 class AsksQueries(Protocol):
@@ -113,7 +117,7 @@ class HealthChecks:
 
 
 def judge_query(check: QueryCheck, answer: Answer | Failure) -> Check:
-    """Judge one free PromQL check; no answer, no series, a warning and a NaN are all unhealthy."""
+    """Judge one free PromQL check; no answer, no series, a warning, a NaN and an old sample are all unhealthy."""
     wanted = f"every value {check.operator.symbol} {check.threshold:g}"
     if isinstance(answer, Failure):
         return Check(name=check.name, ok=False, seen=f"{answer.reason}: {answer.message}", wanted=wanted)
@@ -122,5 +126,9 @@ def judge_query(check: QueryCheck, answer: Answer | Failure) -> Check:
     values = [one.value for one in answer.series]
     if not values:
         return Check(name=check.name, ok=False, seen="no data", wanted=wanted)
-    ok = all(math.isfinite(value) and check.operator.holds(value, check.threshold) for value in values)
+    # Prometheus repeats the last sample of a dead exporter for five minutes; whether that still holds is unknown.
+    reading = take_reading(answer, max_age=check.max_age, series=None, may_be_empty=False)
+    if isinstance(reading, Stale) or (isinstance(reading, Failed) and not reading.series):
+        return Check(name=check.name, ok=False, seen=describe(reading), wanted=wanted)
+    ok = isinstance(reading, Fresh) and all(check.operator.holds(value, check.threshold) for value in values)
     return Check(name=check.name, ok=ok, seen=", ".join(f"{value:g}" for value in values[:5]), wanted=wanted)

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 from sidecar.app.clock import Clock
 from sidecar.app.health import AsksQueries
 from sidecar.core.policy import RestartStep, StepGate
 from sidecar.core.step_gates import Outcome, Tally, Verdict, judge, judge_all
 from sidecar.rules.model import Operator
-from sidecar.rules.readings import Answer, Failure
+from sidecar.rules.readings import Answer, Failed, Failure, Fresh, Missing, Partial, Reading, describe, take_reading
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,8 +87,21 @@ class StepGateKeeper:
 def _outcome(gate: StepGate, answer: Answer | Failure) -> tuple[Outcome, str]:
     if isinstance(answer, Failure):
         return Outcome.ERROR, f"{answer.reason}: {answer.message}"
-    values = [one.value for one in answer.series]
-    if answer.warnings or not values or not all(isfinite(value) for value in values):
-        return Outcome.INCONCLUSIVE, "; ".join(answer.warnings) or (str(values) if values else "no data")
+    reading = take_reading(answer, max_age=gate.max_age, series=None, may_be_empty=False)
+    if not isinstance(reading, Fresh):
+        return Outcome.INCONCLUSIVE, _unusable(reading)
+    values = [one.value for one in reading.series]
     holds = all(Operator(gate.operator).holds(value, gate.threshold) for value in values)
     return Outcome.PASSED if holds else Outcome.FAILED, f"seen {', '.join(f'{value:g}' for value in values[:5])}"
+
+
+def _unusable(reading: Reading) -> str:
+    match reading:
+        case Partial():
+            return "; ".join(reading.warnings)
+        case Missing():
+            return "no data"
+        case Failed() if reading.series:
+            return str([one.value for one in reading.series])
+        case _:
+            return describe(reading)

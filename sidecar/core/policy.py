@@ -18,6 +18,7 @@ class StepGate:
         query: PromQL text.
         operator: `lt`, `le`, `gt`, `ge`, `eq` or `ne`.
         threshold: what the value is compared with.
+        max_age: seconds; a measurement with an older sample behind it is inconclusive.
         interval: seconds between two measurements.
         failure_limit: failed measurements that are borne; one more is a failure of the gate.
         inconclusive_limit: unusable ones that are borne; one more holds the step until the gate passes.
@@ -28,6 +29,7 @@ class StepGate:
     query: str
     operator: str
     threshold: float
+    max_age: float = 60.0
     interval: float = 10.0
     failure_limit: int = 0
     inconclusive_limit: int = 0

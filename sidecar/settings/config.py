@@ -150,12 +150,13 @@ class Alertmanager:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HealthQuery:
-    """`query operator threshold` must hold; `operator` as a word, `lt`."""
+    """`query operator threshold` must hold; `operator` as a word, `lt`; `max_age` of its samples in seconds."""
 
     name: str
     query: str
     operator: str
     threshold: float
+    max_age: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -430,6 +431,7 @@ def _restart_step(section: written.RestartStepSection) -> RestartStep:
             query=gate.query,
             operator=gate.operator.value,
             threshold=gate.threshold,
+            max_age=gate.max_age,
             interval=gate.interval,
             failure_limit=gate.failure_limit,
             inconclusive_limit=gate.inconclusive_limit,
@@ -448,6 +450,7 @@ def _health(section: written.HealthSection) -> Health:
             query=query.query,
             operator=query.operator.value,
             threshold=query.threshold,
+            max_age=query.max_age,
         )
         for query in section.queries
     )

@@ -294,6 +294,7 @@ class ConditionSection(Section):
     query: Query = Field(description="PromQL.")
     operator: Comparison = Field(description="`lt le gt ge eq ne`, or the signs in quotes.")
     threshold: Number = Field(description="What the value is compared with.")
+    max_age: PositiveDuration = seconds("60s", "An older sample is not known; at least twice the scrape interval.")
 
 
 class StepGateSection(ConditionSection):

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf, nan
 
 import psutil
@@ -18,6 +19,10 @@ def answer(*values: float, warnings: tuple[str, ...] = ()) -> Answer:
     return Answer(series=series, evaluated_at=0.0, oldest_sample=None, warnings=warnings)
 
 
+def sampled(age: float) -> Answer:
+    return Answer(series=(Series(value=1.0),), evaluated_at=1000.0, oldest_sample=1000.0 - age)
+
+
 @pytest.mark.parametrize(
     ("said", "ok", "seen"),
     [
@@ -29,6 +34,10 @@ def answer(*values: float, warnings: tuple[str, ...] = ()) -> Answer:
         (answer(-inf), False, "-inf"),
         (answer(1.0, warnings=("half",)), False, "a partial answer: half"),
         (DOWN, False, "unreachable: connection refused"),
+        (sampled(60.0), True, "1"),
+        (sampled(299.0), False, "stale: the sample is 299.0 s old, more than 60 s"),
+        (sampled(-60.0), False, "future: the sample is 60.0 s in the future of the server's own clock"),
+        (sampled(nan), False, "bad_response: the time of the sample is not a number"),
     ],
 )
 def test_a_query_check_is_healthy_only_where_every_value_is_known_and_holds(
@@ -37,6 +46,10 @@ def test_a_query_check_is_healthy_only_where_every_value_is_known_and_holds(
     check = judge_query(CHECK, said)
     assert (check.ok, check.seen) == (ok, seen)
     assert check.wanted == "every value < 5"
+
+
+def test_a_query_check_bears_samples_as_old_as_it_says() -> None:
+    assert judge_query(replace(CHECK, max_age=300.0), sampled(299.0)).ok
 
 
 def checks(**changes: object) -> HealthChecks:

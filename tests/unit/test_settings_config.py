@@ -62,6 +62,8 @@ def test_what_yaml_would_misread_is_read_as_meant() -> None:
     assert str(settings.gate.listen) == "[::1]:0"
     assert settings.prometheus.urls == ("https://user:secret@prom.example/prefix",)
     assert [query.operator for query in settings.recovery.health.queries] == ["eq", "lt"]
+    assert [query.max_age for query in settings.recovery.health.queries] == [60.0, 300.0]
+    assert [gate.max_age for step in settings.recovery.policy.steps for gate in step.gates] == [120.0]
     assert settings.recovery.health.min_memory_available == 512 * 2**20
 
 

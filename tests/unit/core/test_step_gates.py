@@ -1,6 +1,7 @@
 """Gates of restart steps: what passes, what waits, what leads back, and that nothing unknown ever advances."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -100,6 +101,10 @@ def answer(*values: float, warnings: tuple[str, ...] = ()) -> Answer:
     return Answer(series=series, evaluated_at=1.0, oldest_sample=1.0, warnings=warnings)
 
 
+def sampled(age: float) -> Answer:
+    return Answer(series=(Series(value=0.5),), evaluated_at=1000.0, oldest_sample=1000.0 - age)
+
+
 STEP = RestartStep(factor=0.75, after=60.0, gates=(GATE,))
 
 
@@ -111,6 +116,13 @@ STEP = RestartStep(factor=0.75, after=60.0, gates=(GATE,))
         (answer(), Verdict.HOLD, "errors < 1: no data"),
         (answer(float("nan")), Verdict.HOLD, "errors < 1: [nan]"),
         (answer(0.5, warnings=("half of it",)), Verdict.HOLD, "errors < 1: half of it"),
+        (sampled(60.0), Verdict.PASS, ""),
+        (sampled(299.0), Verdict.HOLD, "errors < 1: stale: the sample is 299.0 s old, more than 60 s"),
+        (
+            sampled(-60.0),
+            Verdict.HOLD,
+            "errors < 1: future: the sample is 60.0 s in the future of the server's own clock",
+        ),
         (Failure(reason="timeout", message="late", unreachable=True), Verdict.WAIT, "errors < 1: timeout: late"),
     ],
 )
@@ -119,6 +131,13 @@ async def test_an_answer_becomes_a_finding(said: Answer | Failure, verdict: Verd
     source.answers["errors"] = said
     finding = await StepGateKeeper(clock=Clock(), ask=source).look(STEP, 1.0)
     assert (finding.verdict, finding.why) == (verdict, why)
+
+
+async def test_a_gate_bears_samples_as_old_as_it_says() -> None:
+    source = Source()
+    source.answers["errors"] = sampled(299.0)
+    step = RestartStep(factor=0.75, after=60.0, gates=(replace(GATE, max_age=300.0),))
+    assert (await StepGateKeeper(clock=Clock(), ask=source).look(step, 1.0)).verdict is Verdict.PASS
 
 
 async def test_a_gate_is_measured_at_its_own_pace_and_anew_for_another_step() -> None:
