@@ -27,6 +27,7 @@ from sidecar.adapters.state_file import FolderLocked, Nothing
 from sidecar.adapters.state_page import StatePage
 from sidecar.adapters.storage_thread import StorageThread
 from sidecar.app.alerts import Alerts
+from sidecar.app.asked import asked_document
 from sidecar.app.audit_trail import CHANGES, AuditEvent, audit_event
 from sidecar.app.clock import Clock
 from sidecar.app.descriptors import gate_limits
@@ -46,7 +47,7 @@ from sidecar.app.sources import Probe, RuleSources
 from sidecar.app.step_gates import StepGateKeeper
 from sidecar.app.telemetry import AppTelemetry
 from sidecar.core.compose import Overlay
-from sidecar.core.document import demands_document, lockouts_document, state_document
+from sidecar.core.document import lockouts_document, state_document
 from sidecar.core.errors import InvariantViolation, RuleFileError, SettingsError, StorageError
 from sidecar.core.snapshot import Snapshot
 from sidecar.core.states import Instant, Mode, State
@@ -489,7 +490,7 @@ class Application:
             "mode": self.switch.mode.value,
             **state_document(state, now),
             "timers": timers,
-            "asked": demands_document(self.evaluator.asked()),
+            "asked": asked_document(self.evaluator.asked()),
             "lockouts": lockouts_document(self.recoveries.lockouts, now),
             "alerts": self.alerts.book.state.document(now),
             "written": now.wall,

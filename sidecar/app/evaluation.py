@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from sidecar.app.asked import Asked
 from sidecar.app.audit_trail import audit_event
 from sidecar.app.clock import Clock
 from sidecar.app.keeper import Keeper
@@ -107,7 +108,7 @@ class Evaluator:
         self._held: dict[str, Demand] = {}
         self._newest: dict[str, Newest] = {}
         self._stored: dict[str, Trigger] = {}
-        self._asked: tuple[Demand, ...] = ()
+        self._asked: tuple[Asked, ...] = ()
         keeper.observers.change.append(self._on_change)
 
     # Rule sets
@@ -146,10 +147,11 @@ class Evaluator:
         """Judge the next answers as the first ones: another server gives them, with a clock of its own."""
         self._newest.clear()
 
-    def restore(self, triggers: dict[str, Trigger], asked: Sequence[Demand] = ()) -> None:
+    def restore(self, triggers: dict[str, Trigger], asked: Sequence[Asked] = ()) -> None:
         """Give the timers that were stored to the rules of these names, now or as soon as their files can be read.
 
-        What a rule asked for that is gone by then holds until an approved recovery, as if a reload had removed it.
+        What a rule asked for that is gone by then, or of another type, holds until an approved recovery, as if a reload
+        had removed it.
         """
         self._stored = dict(triggers)
         self._asked = tuple(asked)
@@ -172,15 +174,26 @@ class Evaluator:
 
     def _hold_what_went(self) -> None:
         asked, self._asked = self._asked, ()
-        gone = [one for one in asked if (rule := self._by_name.get(one.trigger)) is None or not rule.enforcing]
+        gone = [one.demand for one in asked if self._is_gone(one)]
+        for one in filter(self._is_of_another_type, asked):
+            self._stored.pop(one.demand.trigger, None)  # its timers mean nothing to the new type
         if gone and self._keeper.switch.mode is not Mode.DISABLED:
             self._keeper.apply(HoldRemoved(demands=tuple(gone)))
 
-    def asked(self) -> Iterator[Demand]:
+    def _is_gone(self, asked: Asked) -> bool:
+        rule = self._by_name.get(asked.demand.trigger)
+        return rule is None or not rule.enforcing or self._is_of_another_type(asked)
+
+    def _is_of_another_type(self, asked: Asked) -> bool:
+        rule = self._by_name.get(asked.demand.trigger)
+        return rule is not None and asked.kind not in (None, rule.kind)
+
+    def asked(self) -> Iterator[Asked]:
         """What rules ask for without a kill, with what those did whose files could not be read yet."""
         yield from self._asked
         for name in self.triggers:
-            yield from (demand for demand in self._keeper.switch.demands_of(name) if _is_soft(demand))
+            soft = filter(_is_soft, self._keeper.switch.demands_of(name))
+            yield from (Asked(demand=demand, kind=self._by_name[name].kind) for demand in soft)
 
     def timers(self) -> Iterator[tuple[str, Trigger]]:
         """All triggers whose timers are to be stored, with those that were and whose rules are not loaded yet."""

@@ -6,9 +6,10 @@ from typing import Any
 
 from sidecar.adapters.state_file import ForeignSwitch, FutureVersion, Loaded, Lost, Nothing, Restored
 from sidecar.app.alerts import BookState
-from sidecar.core.document import demands_from_document, lockouts_from_document, state_from_document
+from sidecar.app.asked import Asked, asked_from_document
+from sidecar.core.document import lockouts_from_document, state_from_document
 from sidecar.core.errors import StorageError
-from sidecar.core.events import Cause, CauseCode, Demand, Kill
+from sidecar.core.events import Cause, CauseCode, Kill
 from sidecar.core.recovery import Lockouts
 from sidecar.core.states import Instant, State
 from sidecar.core.transitions import Policies, SwitchState, restored_kill, transition
@@ -25,7 +26,7 @@ class Start:
     Attributes:
         state: of the switch.
         triggers: by rule, with their timers.
-        asked: what rules asked for without a kill, should one of them be gone now.
+        asked: what rules asked for without a kill, should one of them be gone or of another type now.
         lockouts: of approvers.
         alerts: of Alertmanager.
         note: what was unusual, for log and audit; empty if nothing was.
@@ -36,7 +37,7 @@ class Start:
     state: SwitchState
     triggers: dict[str, Trigger]
     lockouts: Lockouts
-    asked: tuple[Demand, ...] = ()
+    asked: tuple[Asked, ...] = ()
     alerts: BookState = field(default_factory=BookState)
     note: str = ""
     mode: str | None = None
@@ -107,7 +108,7 @@ def _from_document(document: dict[str, Any], now: Instant) -> Start:
     return Start(
         state=state_from_document(document, now),
         triggers={name: trigger_from_document(one, now) for name, one in document.get("timers", {}).items()},
-        asked=demands_from_document(document.get("asked", [])),
+        asked=asked_from_document(document.get("asked", [])),
         lockouts=lockouts_from_document(document.get("lockouts", {}), now),
         alerts=BookState.from_document(document.get("alerts", []), now),
         mode=document.get("mode"),
@@ -121,7 +122,7 @@ def _stricter(one: Start, other: Start) -> Start:
     chosen = max(one, other, key=severity)
     state = replace(chosen.state, epoch=max(one.state.epoch, other.state.epoch))
     alerts = chosen.alerts.stricter(other.alerts if chosen is one else one.alerts)
-    asked = (*one.asked, *(demand for demand in other.asked if demand not in one.asked))
+    asked = (*one.asked, *(asked for asked in other.asked if asked not in one.asked))
     return replace(chosen, state=state, asked=asked, lockouts=_longer(one.lockouts, other.lockouts), alerts=alerts)
 
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sidecar.app.asked import asked_document, asked_from_document
 from sidecar.app.evaluation import Evaluator, next_turn
 from sidecar.app.keeper import Keeper
 from sidecar.core.compose import Overlay
-from sidecar.core.document import demands_document, demands_from_document, state_document
+from sidecar.core.document import demands_document, state_document
 from sidecar.core.events import Waiver
 from sidecar.core.states import Action, Instant, Mode, Restriction, State
 from sidecar.core.switch import Switch
@@ -377,19 +378,40 @@ async def test_a_waived_rule_that_is_taken_out_leaves_nothing_behind() -> None:
     assert world.restriction is Restriction.NONE
 
 
-@pytest.mark.parametrize("now", [None, drawdown(enabled=False)], ids=["removed", "disabled"])
+@pytest.mark.parametrize(
+    "now",
+    [None, drawdown(enabled=False), drawdown(condition=Expression(expr="x"))],
+    ids=["removed", "disabled", "another type"],
+)
 async def test_what_a_rule_held_that_went_while_the_sidecar_was_down_stays(now: Rule | None) -> None:
     before = World()
     before.load(drawdown(action=Action.THROTTLE, factor=0.25), drawdown("other"))
     await before.look(dd=value(-0.2), other=value(0.0))
-    asked = demands_from_document(demands_document(before.evaluator.asked()))
-    assert [(demand.trigger, demand.factor) for demand in asked] == [("dd", 0.25)]
+    asked = asked_from_document(asked_document(before.evaluator.asked()))
+    assert [(one.demand.trigger, one.demand.factor) for one in asked] == [("dd", 0.25)]
     world = World()
-    world.evaluator.restore({}, asked)
+    world.evaluator.restore({"dd": FIRING}, asked)
     assert list(world.evaluator.asked()) == list(asked)  # no rule file could be read yet
     world.load(*(rule for rule in (now, drawdown("other")) if rule is not None))
     assert [demand.trigger for demand in world.switch.state.held] == ["dd"]
     assert list(world.evaluator.asked()) == []
+    if now is not None and now.enforcing:
+        assert world.trigger().status is Status.INACTIVE
+
+
+async def test_what_an_older_version_stored_without_the_type_of_its_rule_is_read() -> None:
+    before = World()
+    before.load(drawdown(action=Action.THROTTLE, factor=0.25))
+    await before.look(dd=value(-0.2))
+    asked = asked_from_document(demands_document(one.demand for one in before.evaluator.asked()))
+    assert [(one.demand.trigger, one.kind) for one in asked] == [("dd", None)]
+    same, gone = World(), World()
+    same.evaluator.restore({}, asked)
+    same.load(drawdown(action=Action.THROTTLE, factor=0.25))
+    assert same.switch.state.held == ()
+    gone.evaluator.restore({}, asked)
+    gone.load(drawdown("other"))
+    assert [demand.trigger for demand in gone.switch.state.held] == ["dd"]
 
 
 async def test_what_a_rule_that_is_still_there_asked_for_is_its_own_to_say_again() -> None:
