@@ -123,6 +123,8 @@ class Switch:
         early, asked = self._state.causes, self._state.kill_restriction
         self._highest_epoch = max(self._highest_epoch, state.epoch)
         if self.mode is Mode.DISABLED:
+            # Nothing of it is in force, but it is the same switch: an epoch that falls to 0 would mean rolled back.
+            self._state = replace(self._state, epoch=self._highest_epoch)
             return ()
         self._state = state
         changes = [self.apply(Kill(cause=cause, restriction=asked), now) for cause in early]

@@ -380,12 +380,14 @@ def test_an_early_kill_ends_a_stored_recovery() -> None:
     assert [cause.reason for cause in switch.state.causes] == ["stored", "early"]
 
 
-def test_a_disabled_switch_takes_nothing_over() -> None:
+def test_a_disabled_switch_takes_nothing_over_but_the_epoch() -> None:
     stored = make()
     stored.apply(kill(), NOW)
     switch = make(mode=Mode.DISABLED)
     assert switch.restore(stored.state, LATER) == ()
     assert switch.state.state is State.DISABLED
+    assert switch.state.causes == ()
+    assert switch.snapshot().epoch == stored.state.epoch == 1
 
 
 def test_a_stored_disabled_state_is_not_taken_over() -> None:
