@@ -312,7 +312,7 @@ def test_the_names_of_the_service_are_hosts_of_the_listener() -> None:
     name = service["metadata"]["name"]
     hosts = rendering.config["operations"]["hosts"]
     assert {"killswitch.example.com", name, f"{name}.trading", f"{name}.trading.svc"} == set(hosts)
-    assert service["spec"]["selector"] == {"killswitch.io/guarded": "true"}
+    assert service["spec"]["selector"] == {"killswitch.io/guarded": "true", "killswitch.io/instance": name[:-11]}
 
 
 @pytest.mark.parametrize(("operator", "kinds"), [(True, {"PodMonitor", "PrometheusRule"}), (False, set())])
@@ -325,7 +325,8 @@ def test_monitors_scrape_the_port_of_the_guarded_pods() -> None:
     monitor = next(
         one for one in render(values=values("prometheus")).of("PodMonitor") if "example" not in one["metadata"]["name"]
     )
-    assert monitor["spec"]["selector"] == {"matchLabels": {"killswitch.io/guarded": "true"}}
+    labels = {"killswitch.io/guarded": "true", "killswitch.io/instance": monitor["metadata"]["name"]}
+    assert monitor["spec"]["selector"] == {"matchLabels": labels}
     assert monitor["spec"]["podMetricsEndpoints"] == [
         {"port": "killswitch-ops", "path": "/metrics", "interval": "5s", "scrapeTimeout": "4s"}
     ]
@@ -386,9 +387,40 @@ def test_operators_may_exec_and_nothing_else() -> None:
     assert role["rules"][1]["resourceNames"] == ["trader-0", "trader-1"]
 
 
+SELECTING = ("killswitch.service.enabled=true", "networkPolicy.enabled=true")
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_what_selects_pods_selects_those_of_its_own_release(version: int) -> None:
+    own = render(sets=SELECTING, version=version)
+    other = render(sets=(*SELECTING, 'killswitch.fullnameOverride="other"'), version=version)
+    for rendering, stranger in ((own, other), (other, own)):
+        found = selectors(rendering)
+        assert found.keys() == {"PodMonitor", "Service", "NetworkPolicy"}
+        for kind, selector in found.items():
+            assert selector.items() <= rendering.guarded["metadata"]["labels"].items(), kind
+            assert not selector.items() <= stranger.guarded["metadata"]["labels"].items(), kind
+        # It cannot be changed later.
+        assert "killswitch.io/instance" not in rendering.one("Deployment")["spec"]["selector"]["matchLabels"]
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_without_the_example_all_guarded_pods_of_the_namespace_are_selected(version: int) -> None:
+    found = selectors(render(sets=(*SELECTING, "example.enabled=false"), version=version))
+    assert found == {key: {"killswitch.io/guarded": "true"} for key in ("PodMonitor", "Service", "NetworkPolicy")}
+
+
+def selectors(rendering: Rendering) -> dict[str, dict[str, str]]:
+    """The labels by which each kind finds guarded pods."""
+    monitors = [one["spec"]["selector"]["matchLabels"] for one in rendering.of("PodMonitor")]
+    services = [one["spec"]["selector"] for one in rendering.of("Service")]
+    policies = [one["spec"]["podSelector"]["matchLabels"] for one in rendering.of("NetworkPolicy")]
+    found = {"PodMonitor": monitors, "Service": services, "NetworkPolicy": policies}
+    return {kind: labels for kind, several in found.items() for labels in several if "killswitch.io/guarded" in labels}
+
+
 def test_a_network_policy_lets_prometheus_in_and_leaves_names_reachable() -> None:
     spec = render(values=values("network-policy")).one("NetworkPolicy")["spec"]
-    assert spec["podSelector"]["matchLabels"] == {"killswitch.io/guarded": "true"}
     assert spec["policyTypes"] == ["Ingress", "Egress"]
     ports = [port["port"] for rule in spec["egress"] for port in rule["ports"]]
     assert ports == [53, 53, 9090, 9093, 443]

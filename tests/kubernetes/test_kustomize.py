@@ -38,6 +38,8 @@ def test_the_component_puts_in_what_the_chart_puts_in() -> None:
     assert patch["spec"]["initContainers"] == [sidecar_of(pod)]
     assert patch["spec"]["volumes"] == pod["spec"]["volumes"]
     assert patch["metadata"]["labels"] == {"killswitch.io/guarded": "true"}
+    monitor = render(sets=("example.enabled=false",)).one("PodMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"] == patch["metadata"]["labels"], "the chart without its example"
 
 
 def test_its_rules_are_the_default_ones() -> None:

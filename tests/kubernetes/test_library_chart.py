@@ -286,6 +286,16 @@ def test_each_pod_of_a_statefulset_gets_a_volume_of_its_own(reader: Reader) -> N
     assert not rendering.of("PersistentVolumeClaim")
 
 
+def test_two_guarded_charts_of_a_namespace_are_not_scraped_by_each_other(reader: Reader) -> None:
+    chart = reader()
+    desk, other = render(chart), render(chart, sets=('killswitch.fullnameOverride="other"',))
+    for own, stranger in ((desk, other), (other, desk)):
+        wanted = own.one("PodMonitor")["spec"]["selector"]["matchLabels"].items()
+        assert wanted <= own.guarded["metadata"]["labels"].items()
+        assert not wanted <= stranger.guarded["metadata"]["labels"].items()
+        assert own.one("Deployment")["spec"]["selector"] == {"matchLabels": {"app": "trader"}}
+
+
 def test_only_the_named_containers_see_the_run_folder(reader: Reader) -> None:
     both = [{"name": name, "image": "trader:1.0"} for name in ("trader", "shipper")]
     rendering = render(reader(on_pod(containers=both)), sets=('killswitch.trading.containers=["trader"]',))

@@ -28,7 +28,7 @@ spec:
 {{- end }}
 {{- end }}
 
-{{/* A headless Service in front of the operations ports of all guarded pods of the namespace. */}}
+{{/* A headless Service in front of the operations ports of the guarded pods of this release. */}}
 {{- define "killswitch.service" -}}
 {{- $v := .Values.killswitch -}}
 {{- if $v.service.enabled }}
@@ -46,7 +46,7 @@ spec:
   # A switch that is not ready yet is one to look at, and to stop.
   publishNotReadyAddresses: true
   selector:
-    killswitch.io/guarded: "true"
+    {{- include "killswitch.selectorLabels" . | nindent 4 }}
   ports:
     # By number: not every Kubernetes resolves the name of a native sidecar's port.
     - {name: killswitch-ops, port: {{ int $v.operations.port }}, targetPort: {{ int $v.operations.port }}, protocol: TCP}

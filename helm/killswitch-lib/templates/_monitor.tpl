@@ -1,4 +1,4 @@
-{{/* Scrapes every guarded pod of the namespace. A PodMonitor finds the port of a native sidecar, a Service may not. */}}
+{{/* Scrapes the guarded pods of this release. A PodMonitor finds the port of a native sidecar, a Service may not. */}}
 {{- define "killswitch.podMonitor" -}}
 {{- $v := .Values.killswitch -}}
 {{- if and $v.enabled (include "killswitch.monitoringWanted" (list . $v.podMonitor.enabled)) }}
@@ -16,7 +16,7 @@ metadata:
 spec:
   selector:
     matchLabels:
-      killswitch.io/guarded: "true"
+      {{- include "killswitch.selectorLabels" . | nindent 6 }}
   podMetricsEndpoints:
     - port: killswitch-ops
       path: /metrics

@@ -201,7 +201,19 @@ opens that port after the gate, which denies from its first moment on, so a firs
 {{- define "killswitch.podLabels" -}}
 {{- if .Values.killswitch.enabled -}}
 killswitch.io/guarded: "true"
+killswitch.io/instance: {{ include "killswitch.fullname" . | quote }}
 {{- end -}}
+{{- end }}
+
+{{/*
+What Service, PodMonitor and NetworkPolicy select: the guarded pods of this chart in this release, so that nothing is done
+twice where several releases share a namespace. All guarded pods for a root with watchesAll, of a chart that guards none.
+*/}}
+{{- define "killswitch.selectorLabels" -}}
+killswitch.io/guarded: "true"
+{{- if not .watchesAll }}
+killswitch.io/instance: {{ include "killswitch.fullname" . | quote }}
+{{- end }}
 {{- end }}
 
 {{/* For the annotations of a pod. */}}
