@@ -148,7 +148,7 @@ class Notifications:
             )
         elif state.state is State.DISABLED:
             yield self._alert(
-                "KillswitchDisabled", "warning", "the switch is disabled", "nothing is evaluated, nothing is blocked"
+                "KillswitchDisabled", "critical", "the switch is disabled", "nothing is evaluated, nothing is blocked"
             )
 
     def _recovery(self) -> Iterator[OwnAlert]:
@@ -217,7 +217,7 @@ class Notifications:
         for name, up, error in self._app.sources.states():
             if not up and error:  # without an error nobody has asked it yet
                 yield self._alert(
-                    "KillswitchSourceDown", "warning", f"source {name} does not answer", error, source=name
+                    "KillswitchSourceDown", "critical", f"source {name} does not answer", error, source=name
                 )
 
     def _writes(self) -> Iterator[OwnAlert]:
@@ -262,7 +262,7 @@ class Notifications:
                 )
         if app.switch.mode is Mode.SHADOW:
             yield self._alert(
-                "KillswitchShadowMode", "info", "the switch only watches", "nothing is blocked but by an operator"
+                "KillswitchShadowMode", "warning", "the switch only watches", "nothing is blocked but by an operator"
             )
 
     def _alert(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import yaml
 
 from sidecar.adapters.notifier import Notifier, OwnAlert
 from sidecar.app.evaluation import Evaluator
@@ -36,6 +37,7 @@ from sidecar.rules.model import Group, OnNoData, Operator, Rule, RuleSet, Thresh
 from sidecar.rules.readings import Answer, Failure, Series
 from sidecar.settings.config import Notify
 
+ROOT = Path(__file__).resolve().parents[2]
 NOW = Instant(mono=1000.0, wall=1_700_000_000.0)
 
 
@@ -321,6 +323,42 @@ def test_one_more_cause_is_told_with_the_next_push_and_names_its_rule() -> None:
     world.evaluator.receive(world.evaluator.rules.rules[0], value(-0.3))
     assert "-0.3" in world.look()["KillswitchTriggerFiring"].annotations["summary"]
     assert world.notifier.pushes == pushes + 1, "a value that moves is no news"
+
+
+def test_an_alert_that_prometheus_raises_too_is_as_severe_there() -> None:
+    rules = yaml.safe_load((ROOT / "rules" / "prometheus" / "killswitch.rules.yaml").read_text(encoding="utf-8"))
+    theirs = {
+        rule["alert"]: {rule["labels"]["severity"]}
+        for group in rules["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    }
+    source = (ROOT / "sidecar" / "app" / "notifications.py").read_text(encoding="utf-8")
+    shared = set(re.findall(r'"(Killswitch\w+)"', source)) & theirs.keys()
+    ours: dict[str, set[str]] = {}
+    for world in _every_trouble():
+        for name, alert in world.look().items():
+            ours.setdefault(name, set()).add(alert.labels["severity"])
+    assert "KillswitchSourceDown" in shared
+    assert {name: ours.get(name) for name in shared} == {name: theirs[name] for name in shared}
+
+
+def _every_trouble() -> list[World]:
+    """Worlds in which, taken together, every alert holds that Prometheus knows too."""
+    shadow, disabled = World(mode=Mode.SHADOW), World(mode=Mode.DISABLED)
+    shadow_kill = World(drawdown(shadow=True))
+    shadow_kill.evaluator.receive(shadow_kill.evaluator.rules.rules[0], value(-0.2))
+    waiting = World(approvals=2)
+    waiting.kill()
+    waiting.request()
+    troubled = World()
+    troubled.sources.found = [("prometheus", False, "refused")]
+    troubled.app.memory.audit_error = "disk full"
+    troubled.keeper.last_write_error = "disk full"
+    troubled.app.reloader.loosened = (troubled.clock.now(), "rules.drawdown")
+    troubled.app.reloader.error = "rules.yaml:1: no"
+    troubled.switch.cover(Overlay(not_ready="no reading yet"))
+    return [shadow, disabled, shadow_kill, waiting, troubled]
 
 
 async def test_a_transition_is_looked_at_in_the_next_turn_of_the_loop() -> None:
