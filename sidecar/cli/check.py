@@ -11,7 +11,7 @@ import click
 
 from sidecar.cli.context import Command, Context, examples, pass_context
 from sidecar.cli.control import Reply, Server, Unreachable
-from sidecar.cli.outcomes import Exit, Failure
+from sidecar.cli.outcomes import Exit, Failure, reader_may_leave
 from sidecar.cli.tables import print_body
 from sidecar.cli.words import number_text, one_line
 
@@ -71,10 +71,11 @@ def check(context: Context, gate_socket: str | None, gate_url: str | None, **ord
         _gate_is_silent(error, asked)
         return
     decision = _decision(reply)
-    if context.as_json:
-        print_body(reply)
-    else:
-        _print_decision(decision)
+    with reader_may_leave():
+        if context.as_json:
+            print_body(reply)
+        else:
+            _print_decision(decision)
     raise SystemExit(Exit.DONE if decision["decision"] == "allow" else Exit.BLOCKED)
 
 

@@ -1,5 +1,9 @@
 """How a command ends: the exit codes that scripts rely on, and the failures that carry them."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import IO, Any
 
@@ -38,6 +42,16 @@ class Failure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message as it is: it says itself what went wrong."""
         click.echo(self.format_message(), file=file, err=file is None)
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Print as far as somebody reads: behind `| head` the exit code still is the command's own."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is still buffered would fail once more when the process ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def unreachable(error: Unreachable, *, effect: str = "") -> Failure:

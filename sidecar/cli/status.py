@@ -8,7 +8,7 @@ import click
 
 from sidecar.cli.context import Command, Context, examples, pass_context
 from sidecar.cli.control import Unreachable
-from sidecar.cli.outcomes import Exit, Failure, refused
+from sidecar.cli.outcomes import Exit, Failure, reader_may_leave, refused
 from sidecar.cli.tables import print_banner, print_body, print_field, print_table
 from sidecar.cli.words import duration_text, moment_text, number_text, one_line, percent_text
 
@@ -38,11 +38,12 @@ def status(context: Context) -> None:
     if not reply.ok:
         raise refused(reply)
     document = status_document(reply.document())
-    if context.as_json:
-        print_body(reply)
-    else:
-        print_status(document, command=context.command, now=datetime.now(UTC))
-        _print_triggers(context)
+    with reader_may_leave():
+        if context.as_json:
+            print_body(reply)
+        else:
+            print_status(document, command=context.command, now=datetime.now(UTC))
+            _print_triggers(context)
     raise SystemExit(exit_code(document))
 
 
@@ -61,16 +62,17 @@ def health(context: Context) -> None:
     if "healthy" not in document:
         raise Failure(f"The answer of the sidecar is not a health report: {one_line(reply.text[:200])!r}")
     healthy = document["healthy"] is True
-    if context.as_json:
-        print_body(reply)
-    else:
-        print_banner("HEALTHY" if healthy else "UNHEALTHY", "green" if healthy else "red")
-        if checks:
-            rows = [
-                (_text(c, "name"), "ok" if c.get("ok") is True else "FAILED", _text(c, "seen"), _text(c, "wanted"))
-                for c in checks
-            ]
-            print_table(("check", "result", "seen", "wanted"), rows)
+    with reader_may_leave():
+        if context.as_json:
+            print_body(reply)
+        else:
+            print_banner("HEALTHY" if healthy else "UNHEALTHY", "green" if healthy else "red")
+            if checks:
+                rows = [
+                    (_text(c, "name"), "ok" if c.get("ok") is True else "FAILED", _text(c, "seen"), _text(c, "wanted"))
+                    for c in checks
+                ]
+                print_table(("check", "result", "seen", "wanted"), rows)
     raise SystemExit(Exit.DONE if healthy else Exit.BLOCKED)
 
 

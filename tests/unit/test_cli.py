@@ -219,6 +219,35 @@ def test_the_first_line_and_the_exit_code_say_what_holds(sidecar, changes, line,
     assert result.exit_code == code
 
 
+@pytest.mark.parametrize("output", ["table", "json"])
+@pytest.mark.parametrize(
+    ("command", "path", "answer"),
+    [("status", "/api/v1/status", KILLED), ("health", "/api/v1/health", {"healthy": False, "checks": []})],
+)
+def test_a_reader_that_leaves_early_does_not_change_the_exit_code(sidecar, command, path, answer, output):
+    sidecar.answer("GET", path, answer)
+    assert _without_a_reader(command, "--output", output, "--socket", sidecar.path) == (3, b"")
+
+
+def test_a_check_that_nobody_reads_ends_with_the_gates_answer(sidecar):
+    sidecar.answer("GET", "/gate", {**denied("killed"), "switch": "trading/bot-0"}, code=403)
+    assert _without_a_reader("check", "--gate-socket", sidecar.path) == (3, b"")
+
+
+def _without_a_reader(*arguments):
+    """Run with a standard output whose other end is closed; return the exit code and what is on standard error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "sidecar", *arguments],
+            cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(writing)
+    return done.returncode, done.stderr
+
+
 def test_trading_is_never_called_allowed_where_the_gate_does_not_allow_it():
     for changes in ({"gate": {}}, {"gate": denied("whatever")}, {"ready": False, "gate": {}}):
         assert not banner(status(**changes))[0].startswith("TRADING ALLOWED")
