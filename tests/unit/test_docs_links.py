@@ -153,3 +153,9 @@ def test_every_page_of_the_documents_is_in_their_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     missing = [page.name for page in sorted(ROOT.glob("docs/*.md")) if f"]({page.name})" not in index]
     assert missing == ["README.md"]
+
+
+def test_pages_call_the_listener_by_names_that_it_answers_to() -> None:
+    """A pod's name is answered with 421."""
+    found = [str(page.relative_to(ROOT)) for page in PAGES if "http://POD:" in page.read_text(encoding="utf-8")]
+    assert found == []
