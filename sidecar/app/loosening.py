@@ -1,10 +1,12 @@
 """Finds what a new configuration allows that the old one did not, so that no safety is taken away unseen."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from decimal import Decimal
+from urllib.parse import urlsplit
 
 from sidecar.rules.model import Heartbeat, Rule, RuleSet, Threshold
-from sidecar.settings.config import Health, Settings
+from sidecar.settings.config import Alertmanager, Health, Settings
 
 Changes = dict[str, list[object]]
 """What was loosened: the place, with the old and the new value."""
@@ -19,8 +21,8 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
         "recovery.require_approval": _dropped(before.require_approval, after.require_approval),
         "recovery.require_triggers_clear": _dropped(before.require_triggers_clear, after.require_triggers_clear),
         "recovery.steps": (
-            [(step.factor, step.after, [gate.query for gate in step.gates]) for step in before.steps],
-            [(step.factor, step.after, [gate.query for gate in step.gates]) for step in after.steps],
+            [asdict(step) for step in before.steps],
+            [asdict(step) for step in after.steps],
             before.steps != after.steps,
         ),
         "gate.killed_policy": (
@@ -57,7 +59,62 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
         webhook_now.expires < webhook.expires,
     )
     changes: Changes = {place: [was, now] for place, (was, now, looser) in found.items() if looser}
-    return {**changes, **_limits(old.gate.policy.position_limits, new.gate.policy.position_limits)}
+    return {
+        **changes,
+        **_sources(old, new),
+        **_alerts(old, new),
+        **_limits(old.gate.policy.position_limits, new.gate.policy.position_limits),
+    }
+
+
+def _sources(old: Settings, new: Settings) -> Changes:
+    # Whoever answers decides what a rule sees, so another one who answers is another source of truth; fewer are not.
+    changes: Changes = {}
+    if set(new.prometheus.urls) - set(old.prometheus.urls):
+        changes["prometheus.urls"] = [_addresses(old.prometheus.urls), _addresses(new.prometheus.urls)]
+    known = {target.name: target.url for target in old.scrape}
+    for target in new.scrape:
+        was = known.get(target.name, target.url)
+        if was != target.url:
+            changes[f"scrape.{target.name}.url"] = [_address(was), _address(target.url)]
+    return changes
+
+
+def _alerts(old: Settings, new: Settings) -> Changes:
+    changes: Changes = {}
+    labels, labels_now = dict(old.switch.labels), dict(new.switch.labels)
+    if labels != labels_now:  # alerts are matched with them: any other label may make a rule deaf
+        changes["switch.labels"] = [labels, labels_now]
+    # The listener, and with it its tokens, stays the old one until the next start.
+    tokens = old.operations.tokens_file is not None
+    ways, ways_now = _ways_in(old.alertmanager, tokens=tokens), _ways_in(new.alertmanager, tokens=tokens)
+    if ways and not ways_now:  # no alert gets in any more
+        changes["alertmanager.webhook"] = [ways, ways_now]
+    told, told_now = old.alertmanager.notify.urls, new.alertmanager.notify.urls
+    if set(told) - set(told_now):
+        changes["alertmanager.notify.urls"] = [_addresses(told), _addresses(told_now)]
+    return changes
+
+
+def _ways_in(alertmanager: Alertmanager, *, tokens: bool) -> list[str]:
+    webhook = alertmanager.webhook
+    ways = {
+        "token_file": webhook.token_file is not None,
+        "allow_unauthenticated": webhook.allow_unauthenticated,
+        "operations.tokens_file": tokens,
+    }
+    return [name for name, is_open in ways.items() if is_open]
+
+
+def _addresses(urls: Iterable[str]) -> list[str]:
+    return [_address(url) for url in urls]
+
+
+def _address(url: str) -> str:
+    """A URL as far as it may be audited: the user, the password and the parameters may be secrets."""
+    parts = urlsplit(url)
+    hidden = "?…" if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{hidden}"
 
 
 def _limits(old: Mapping[str, Decimal], new: Mapping[str, Decimal]) -> Changes:
@@ -72,7 +129,7 @@ def _limits(old: Mapping[str, Decimal], new: Mapping[str, Decimal]) -> Changes:
 
 def _health(old: Health, new: Health) -> dict[str, tuple[object, object, bool]]:
     memory, cpu = (old.min_memory_available, new.min_memory_available), (old.max_cpu_percent, new.max_cpu_percent)
-    gone = [query.name for query in old.queries if query not in new.queries]
+    gone = [asdict(query) for query in old.queries if query not in new.queries]
     return {
         "recovery.health.sources_up": _dropped(old.sources_up, new.sources_up),
         "recovery.health.min_memory_available": (
@@ -80,7 +137,7 @@ def _health(old: Health, new: Health) -> dict[str, tuple[object, object, bool]]:
             memory[0] is not None and (memory[1] is None or memory[1] < memory[0]),
         ),
         "recovery.health.max_cpu_percent": (*cpu, cpu[0] is not None and (cpu[1] is None or cpu[1] > cpu[0])),
-        "recovery.health.queries": (gone, [query.name for query in new.queries], bool(gone)),
+        "recovery.health.queries": (gone, [asdict(query) for query in new.queries], bool(gone)),
     }
 
 

@@ -5,10 +5,23 @@ from typing import Any
 import pytest
 
 from sidecar.app.loosening import loosened_rules, loosened_settings
-from sidecar.core.policy import GatePolicy, RecoveryPolicy, RestartStep
+from sidecar.core.policy import GatePolicy, RecoveryPolicy, RestartStep, StepGate
 from sidecar.core.states import Action, Restriction
 from sidecar.rules.model import Expression, Group, Heartbeat, OnNoData, Operator, Rule, RuleSet, Step, Threshold
-from sidecar.settings.config import Gate, Health, HealthQuery, Prometheus, Recovery, Settings, Switch
+from sidecar.settings.config import (
+    Alertmanager,
+    Gate,
+    Health,
+    HealthQuery,
+    Notify,
+    Operations,
+    Prometheus,
+    Recovery,
+    ScrapeTarget,
+    Settings,
+    Switch,
+    Webhook,
+)
 
 BASE = Settings(switch=Switch(name="s"))
 CONDITION = Threshold(query="q", operator=Operator.LT, threshold=-0.15, clear=-0.1)
@@ -64,6 +77,70 @@ def test_a_symbol_that_gets_a_limit_of_its_own_above_that_of_all_others_is_loose
     assert loosened_settings(old, wider) == {"gate.position_limits.AAPL": ["500", "10000"]}
     assert loosened_settings(wider, old) == {}
     assert set(loosened_settings(gate(), old)) == {"gate.position_limits.AAPL"}  # 100, and now the 500 of all others
+
+
+@pytest.mark.parametrize("labels", [{}, {"desk": "fx"}, {"desk": "eq", "site": "b"}])
+def test_other_labels_which_may_make_a_rule_deaf_to_its_alerts_are_named(labels: dict[str, str]) -> None:
+    old = replace(BASE, switch=Switch(name="s", labels={"desk": "eq"}))
+    changes = loosened_settings(old, replace(BASE, switch=Switch(name="s", labels=labels)))
+    assert changes == {"switch.labels": [{"desk": "eq"}, labels]}
+
+
+def alerts(tokens_file: str | None = None, **webhook: Any) -> Settings:
+    return replace(
+        BASE, alertmanager=Alertmanager(webhook=Webhook(**webhook)), operations=Operations(tokens_file=tokens_file)
+    )
+
+
+def test_a_webhook_that_nobody_can_get_through_any_more_is_named() -> None:
+    known, shut = alerts(token_file="/t"), alerts()
+    assert loosened_settings(known, shut) == {"alertmanager.webhook": [["token_file"], []]}
+    assert loosened_settings(shut, known) == {}
+    assert loosened_settings(alerts(allow_unauthenticated=True), shut) == {
+        "alertmanager.webhook": [["allow_unauthenticated"], []]
+    }
+    other_way = alerts("/tokens", token_file="/t")
+    assert loosened_settings(other_way, alerts()) == {}  # these tokens hold until the next start
+
+
+def test_an_alertmanager_that_is_told_nothing_any_more_is_named() -> None:
+    def told(*urls: str) -> Settings:
+        return replace(BASE, alertmanager=Alertmanager(notify=Notify(urls=urls)))
+
+    both = told("http://a:9093", "http://b:9093")
+    assert loosened_settings(both, told()) == {"alertmanager.notify.urls": [["http://a:9093", "http://b:9093"], []]}
+    assert set(loosened_settings(both, told("http://a:9093"))) == {"alertmanager.notify.urls"}
+    assert loosened_settings(told(), both) == {}
+
+
+def test_another_source_of_truth_is_named_without_its_secrets() -> None:
+    def asks(*urls: str) -> Settings:
+        return replace(BASE, prometheus=Prometheus(urls=urls))
+
+    old, new = asks("http://a:9090"), asks("https://ann:secret@b:9090/prefix")
+    assert loosened_settings(old, new) == {"prometheus.urls": [["http://a:9090"], ["https://b:9090/prefix"]]}
+    assert set(loosened_settings(old, asks("http://a:9090", "http://b:9090"))) == {"prometheus.urls"}
+    assert loosened_settings(asks("http://a:9090", "http://b:9090"), old) == {}
+
+
+def test_a_scrape_source_that_looks_elsewhere_is_named() -> None:
+    def scrapes(**urls: str) -> Settings:
+        return replace(BASE, scrape=tuple(ScrapeTarget(name=name, url=url) for name, url in urls.items()))
+
+    old, new = scrapes(bot="http://a/metrics"), scrapes(bot="http://b/metrics?key=secret")
+    assert loosened_settings(old, new) == {"scrape.bot.url": ["http://a/metrics", "http://b/metrics?…"]}
+    assert loosened_settings(old, scrapes()) == {}  # its rules see nothing, which is strict enough
+    assert loosened_settings(old, scrapes(bot="http://a/metrics", other="http://c")) == {}
+
+
+def test_a_check_or_a_gate_that_bears_older_samples_is_shown_with_the_difference() -> None:
+    old, new = recovery(CHECKED), recovery(replace(CHECKED, queries=(replace(QUERY, max_age=300.0),)))
+    was, now = loosened_settings(old, new)["recovery.health.queries"]
+    assert was != now
+    gate = StepGate(query="up", operator="ge", threshold=1.0)
+    one, other = (RestartStep(factor=1.0, gates=(found,)) for found in (gate, replace(gate, max_age=300.0)))
+    was, now = loosened_settings(recovery(steps=(one,)), recovery(steps=(other,)))["recovery.steps"]
+    assert was != now
 
 
 def test_nothing_changed_is_nothing_loosened() -> None:
