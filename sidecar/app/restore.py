@@ -7,9 +7,10 @@ from typing import Any
 from sidecar.adapters.state_file import ForeignSwitch, FutureVersion, Loaded, Lost, Nothing, Restored
 from sidecar.app.alerts import BookState
 from sidecar.app.asked import Asked, asked_from_document
+from sidecar.app.audit_trail import TYPES
 from sidecar.core.document import lockouts_from_document, state_from_document
 from sidecar.core.errors import StorageError
-from sidecar.core.events import Cause, CauseCode, Kill
+from sidecar.core.events import Cause, CauseCode, EventKind, Kill
 from sidecar.core.recovery import Lockouts
 from sidecar.core.states import Instant, State
 from sidecar.core.transitions import Policies, SwitchState, restored_kill, transition
@@ -143,9 +144,26 @@ def _from_audit(loaded: Nothing, events: Sequence[dict[str, Any]], now: Instant,
         return _killed(CauseCode.STATE_LOST, reason, now, policies, epoch=loaded.audit_epoch)
     last = events[-1]
     if last.get("to") == State.ACTIVE.value and (last.get("data") or {}).get("factor") == 1.0:
-        return Start(state=replace(fresh, epoch=loaded.audit_epoch), triggers={}, lockouts=Lockouts())
+        held = _held_since(events)
+        if held is None:
+            return Start(state=replace(fresh, epoch=loaded.audit_epoch), triggers={}, lockouts=Lockouts())
+        reason = (
+            "both state files are gone, and the audit says that a rule that restricted orders was taken out at "
+            f"{held}: what it asked for was to hold until an approved recovery"
+        )
+        return _killed(CauseCode.STATE_LOST, reason, now, policies, epoch=loaded.audit_epoch)
     reason = f"both state files are gone, and the audit says that the switch was {last.get('to')} at {last.get('time')}"
     return _killed(CauseCode.STATE_LOST, reason, now, policies, epoch=loaded.audit_epoch)
+
+
+def _held_since(events: Sequence[dict[str, Any]]) -> str | None:
+    """When a rule was taken out whose restriction no approved recovery has lifted since; None where none was."""
+    for event in reversed(events):
+        if event.get("type") == TYPES[EventKind.BEGIN]:
+            return None
+        if event.get("type") == TYPES[EventKind.HOLD]:
+            return str(event.get("time"))
+    return None
 
 
 def _epoch_of(events: Sequence[dict[str, Any]]) -> int:

@@ -80,6 +80,26 @@ def test_lost_files_after_anything_else_start_killed(last: dict[str, Any]) -> No
     assert begun.state.causes[0].code is CauseCode.STATE_LOST
 
 
+HELD = {**changed("ACTIVE", 12, factor=1.0), "type": "rule.held"}
+CONCLUDED = {**changed("ACTIVE", 13, factor=1.0), "type": "recovery.concluded"}
+BEGUN = {**changed("RECOVERING", 13), "type": "recovery.started"}
+
+
+@pytest.mark.parametrize("later", [(), (CONCLUDED,)])
+def test_lost_files_start_killed_where_they_held_what_a_rule_asked_for_that_was_taken_out(
+    later: tuple[dict[str, Any], ...],
+) -> None:
+    begun = start(Nothing(audit_epoch=13), BEGUN, HELD, *later)
+    assert begun.state.state is State.KILLED
+    assert begun.state.epoch > 13
+    assert begun.state.causes[0].code is CauseCode.STATE_LOST
+    assert "was taken out at 2026-01-01T00:00:00Z" in begun.note
+
+
+def test_lost_files_start_active_where_an_approved_recovery_has_lifted_what_was_held() -> None:
+    assert start(Nothing(audit_epoch=13), HELD, BEGUN, CONCLUDED).state.state is State.ACTIVE
+
+
 def test_lost_files_start_killed_where_the_audit_knows_an_epoch_but_no_state() -> None:
     begun = start(Nothing(audit_epoch=12))
     assert begun.state.state is State.KILLED
