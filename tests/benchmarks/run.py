@@ -2,9 +2,9 @@
 
     python tests/benchmarks/run.py [--full | --brief] [--only cost,page] [--json FILE] [--against FILE]
 
-Runs real sidecars against a real Prometheus on loopback, in about eight minutes. `--full` takes longer, measures more
-often; `--brief` measures everything once and in short, to see that it can be measured. Figures are shown beside their
-aims and never asserted: the exit code is 0 unless one could not be measured.
+Runs real sidecars against a real Prometheus on loopback, in about eight minutes. `--full` takes longer; `--brief`
+measures everything once and in short, to see that it can be measured. Figures are shown beside their aims and never
+asserted: the exit code is 0 unless one could not be measured.
 """
 
 import argparse

@@ -284,7 +284,9 @@ def test_no_crash_at_any_system_call_loses_what_was_told(story: Story, tmp_path:
     assert complaints == []
     # The story was told to the end, and crashes were looked at all along it.
     assert sum(counts.values()) >= 1000
-    assert epochs >= set(range(1, max(story.states)))
+    # Whatever was told was on some disk. Two changes in quick succession may be saved as one.
+    assert epochs >= {one.epoch for one in story.seen}
+    assert len(epochs) > len(story.states) / 2
     assert {seen.state for seen in story.seen} == {"ACTIVE", "KILLED", "RECOVERING"}
     assert any(operation.paths[-1].endswith(".jsonl.gz") for operation in story.operations), "no audit file was packed"
 
