@@ -54,8 +54,8 @@ licence file in its `*.dist-info` folder, and the base image's Python and Debian
 Written by `.venv/bin/python .ci/licenses.py` after `make lock`; a test keeps it true. [RELEASING](RELEASING.md) tells
 of the bill of materials.
 
-| package | licence (SPDX) | |
-|---|---|---|
+| package | licence (SPDX) |
+|---|---|
 """
 
 
@@ -91,7 +91,7 @@ def rows() -> Iterator[str]:
         if not spdx:
             said = package["License-Expression"] or package["License"] or package.get_all("Classifier")
             raise SystemExit(f"licenses: {name}: read its licence and add it to the tables above: {said!r}")
-        yield f"| {name} | {spdx} | <https://pypi.org/project/{name}/> |"
+        yield f"| {name} | {spdx} |"
 
 
 def main() -> int:
