@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -116,7 +117,8 @@ def answers_to(port: int, sent: bytes) -> list[int]:
         with contextlib.suppress(OSError):
             while chunk := each.recv(65536):
                 received += chunk
-    return [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+    # Not every "HTTP/1.1 " opens an answer: a refusal may quote the line that it refuses.
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", received)]
 
 
 def drip(port: int, path: bytes) -> None:
