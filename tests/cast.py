@@ -645,7 +645,7 @@ def make_sidecar(tmp_path_factory: pytest.TempPathFactory, case: str) -> Iterato
             folder=folder,
             name=f"e2e/{case}",
             config=_config(folder, f"e2e/{case}", urls),
-            environ={**os.environ, "KILL_SWITCH_APPROVAL_CODE": CODE, "PYTHONDONTWRITEBYTECODE": "1"},
+            environ={**os.environ, "KILL_SWITCH_APPROVAL_CODE": CODE},
         )
         sidecar.environ.pop("KILLSWITCH_SOCKET", None)
         sidecar.write_config(**sections)

@@ -250,7 +250,7 @@ class Fleet:
             folder=folder,
             name=name,
             config=_config(folder, name, [self.prometheus.url]),
-            environ={**os.environ, "KILL_SWITCH_APPROVAL_CODE": CODE, "PYTHONDONTWRITEBYTECODE": "1"},
+            environ={**os.environ, "KILL_SWITCH_APPROVAL_CODE": CODE},
         )
         sidecar.environ.pop("KILLSWITCH_SOCKET", None)
         desk = DESKS[name]

@@ -71,7 +71,7 @@ class Stage:
             folder=self.folder,
             name="desk/proxied",
             config=config,
-            environ={**os.environ, "KILL_SWITCH_APPROVAL_CODE": CODE, "PYTHONDONTWRITEBYTECODE": "1"},
+            environ={**os.environ, "KILL_SWITCH_APPROVAL_CODE": CODE},
         )
         sidecar.environ.pop("KILLSWITCH_SOCKET", None)
         sidecar.write_config()

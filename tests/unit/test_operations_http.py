@@ -7,7 +7,8 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.metrics_core import Metric
 
 from sidecar.adapters.operations_http import OperationsLimits, OperationsServer
+from sidecar.adapters.operations_http.exposition import Exposition
 from sidecar.core.errors import (
     ApprovalError,
     InvalidTransition,
@@ -831,8 +834,6 @@ async def test_a_caller_that_goes_away_gives_its_turn_to_the_next() -> None:
 
 
 async def test_scrapes_that_wait_share_one_rendering_that_began_after_they_came() -> None:
-    from sidecar.adapters.operations_http.exposition import Exposition
-
     registry = CollectorRegistry()
     shown = Gauge("answer", "The answer.", registry=registry)
     collected = 0
@@ -857,6 +858,36 @@ async def test_scrapes_that_wait_share_one_rendering_that_began_after_they_came(
     assert collected == 1
     shown.set(8)
     assert b"answer 8.0" in (await exposition.render(None, None)).body
+
+
+async def test_a_scrape_of_much_lets_the_loop_answer_others_in_between() -> None:
+    turns = 0
+    seen: list[int] = []
+
+    class Slow:
+        def collect(self) -> Iterator[Metric]:
+            for number in range(4):
+                until = time.perf_counter() + 0.001
+                while time.perf_counter() < until:
+                    pass
+                seen.append(turns)
+                yield Metric(f"slow_{number}", "Takes a millisecond.", "gauge")
+
+    async def gate() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    registry = CollectorRegistry()
+    registry.register(Slow())  # type: ignore[arg-type]  # it is described by what it collects
+    seen.clear()
+    other = asyncio.create_task(gate())
+    try:
+        await Exposition(registry).render(None, None)
+    finally:
+        other.cancel()
+    assert len(set(seen)) == len(seen) == 4, f"turns of the loop before each family: {seen}"
 
 
 async def test_metrics_come_in_both_formats_and_compressed(start: Callable[..., Any]) -> None:

@@ -97,7 +97,7 @@ def make_switch(
         folder=folder,
         name=name,
         config=short_config(folder, name, []),
-        environ={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        environ=dict(os.environ),
     )
     switch.environ.pop("KILL_SWITCH_APPROVAL_CODE", None)
     switch.environ.pop("KILLSWITCH_SOCKET", None)

@@ -9,6 +9,7 @@ import asyncio
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
@@ -19,6 +20,7 @@ from prometheus_client.utils import floatToGoString
 
 _REMEMBERED: Final = ("text/plain; version=0.0.4;", "application/openmetrics-text; version=1.0.0;")
 _IN_THREAD_FROM: Final = 300  # samples; below that a thread costs more than the work
+_TURN_SECONDS: Final = 0.0005  # all of it is 4 ms for 200 rules, which one order in some hundred would wait for
 _OPENMETRICS_END: Final = b"# EOF\n"
 _GZIP_LEVEL: Final = 1  # a third larger than level 6, in a fifth of its time
 _GZIP_FORMAT: Final = 16 + zlib.MAX_WBITS
@@ -38,8 +40,8 @@ class Exposed:
 class Exposition:
     """Renders a registry, one scrape at a time.
 
-    Collecting happens on the loop, so that collectors may read what the loop changes; what is long to write or to
-    compress goes to a thread.
+    Collecting happens on the loop, so that collectors may read what the loop changes, in short turns between which the
+    gate answers; each family is a picture of one moment. What is long to write or to compress goes to a thread.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -66,13 +68,22 @@ class Exposition:
     ) -> Exposed:
         async with self._scraping:
             del self._next[content_type, gzipped]
-            families = list(self._registry.collect())
+            families = await self._collect()
             write = self._writer(content_type, encoder)
             if sum(len(family.samples) for family in families) < _IN_THREAD_FROM:
                 body = _finish(write, families, gzipped=gzipped)
             else:
                 body = await asyncio.to_thread(_finish, write, families, gzipped=gzipped)
         return Exposed(body=body, content_type=content_type, gzipped=gzipped)
+
+    async def _collect(self) -> list[Metric]:
+        families, began = [], perf_counter()
+        for family in self._registry.collect():
+            families.append(family)
+            if perf_counter() - began >= _TURN_SECONDS:
+                await asyncio.sleep(0)
+                began = perf_counter()
+        return families
 
     def _writer(self, content_type: str, encoder: Callable[[Any], bytes]) -> Callable[[list[Metric]], bytes]:
         for known in _REMEMBERED:
