@@ -51,6 +51,12 @@ bench: .venv ## Measure the gate, the page and an evaluation on this machine
 faults: setup ## Break what can break, for longer than `make test` does (FAULTS=30: so many times as often; an hour)
 	@FAULTS=$${FAULTS:-30} $(bin)/python -m pytest -s --timeout 3600 tests/faults
 
+.PHONY: fuzz
+fuzz: .venv ## Fuzz what takes bytes from outside, by coverage: make fuzz SECONDS=600 TARGETS="gate_request state_file"
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+		--requirement .ci/requirements-fuzz.txt
+	@$(bin)/python -m tests.faults.fuzz_by_coverage $(or $(SECONDS),60) $(TARGETS)
+
 .PHONY: pictures
 pictures: setup ## Draw the pictures in docs/images anew, from live data
 	@$(bin)/python -m tests.web.pictures

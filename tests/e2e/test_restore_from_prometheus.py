@@ -292,6 +292,22 @@ def test_without_an_answer_the_gate_denies_until_there_is_one(sidecar: Sidecar, 
     sidecar.wait_active()
 
 
+def test_a_kill_that_prometheus_cannot_tell_yet_is_waited_for(sidecar: Sidecar, prometheus: Prometheus):
+    prometheus.start()
+    sidecar.start()
+    sidecar.wait_active()
+    sidecar.ask("POST", "/api/v1/trigger", {"reason": "fat finger"})
+    prometheus.wait_scraped("KILLED")
+    prometheus.stop()
+    sidecar.forget()
+    sidecar.start()
+    sidecar.wait("a failed question", lambda one: "does not tell" in (one["not_ready_reason"] or ""))
+    time.sleep(3.0)  # it goes on asking
+    assert not sidecar.gate_allows()
+    prometheus.start()
+    assert codes(sidecar.wait_killed()) == ["restored"]
+
+
 def test_a_kill_while_prometheus_is_silent_is_durable_and_the_record_joins_it(sidecar: Sidecar, prometheus: Prometheus):
     prometheus.start()
     sidecar.start()

@@ -1,7 +1,7 @@
 """What takes bytes from outside, each as a function of bytes that fails where more than a refusal comes of them.
 
-tests/faults/test_fuzz.py feeds them mutated examples for some seconds each. With atheris installed, the same functions
-are fuzzed by coverage for as long as one likes: `python tests/faults/fuzz_targets.py TARGET [-max_total_time=600]`.
+tests/faults/test_fuzz.py feeds them mutated examples for some seconds each; fuzz_by_coverage.py, which is `make fuzz`,
+lets what the code does with them lead to the next ones, for as long as one likes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ import asyncio
 import contextlib
 import json
 import logging
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from sidecar.adapters import audit_log
 from sidecar.adapters.audit_log import AuditLog
@@ -307,21 +304,3 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 def seeds() -> dict[str, list[bytes]]:
     """Good examples by target, from which mutation starts."""
     return _seeds()
-
-
-def main() -> None:
-    """Fuzz one target by coverage, until a failure or the time given."""
-    import atheris  # not a dependency: only where somebody has installed it
-
-    name = sys.argv.pop(1)
-    corpus = scratch() / "corpus"
-    corpus.mkdir()
-    for number, seed in enumerate(seeds()[name]):
-        (corpus / str(number)).write_bytes(seed)
-    atheris.instrument_all()
-    atheris.Setup([*sys.argv, str(corpus)], TARGETS[name])
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()

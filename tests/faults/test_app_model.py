@@ -25,6 +25,7 @@ from sidecar.app.application import Application
 from sidecar.core.errors import KillswitchError
 from sidecar.core.states import Instant
 from sidecar.rules.readings import Answer, Failure, Series
+from sidecar.rules.triggers import Status
 from sidecar.settings.config import load_settings
 
 if TYPE_CHECKING:
@@ -297,6 +298,7 @@ class AppMachine(RuleBasedStateMachine):
         decision, reason = self.run(self._ask())
         assert (decision == 200) == (self.model.state == "ACTIVE"), (decision, reason, self.model)
         assert self.app.keeper.durable
+        assert (self.app.evaluator.triggers["alert"].status is Status.FIRING) == self.model.alert
 
     async def _ask(self) -> tuple[int, str]:
         assert self.app.gate_address is not None

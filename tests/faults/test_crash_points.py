@@ -48,7 +48,7 @@ AUDIT_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What somebody outside was told as durable, and when (Unix seconds)."""
+    """What somebody outside was told as durable, and when (Unix seconds); `alerts` were stored by then, and fire on."""
 
     time: float
     epoch: int
@@ -64,9 +64,10 @@ class Witness:
 
     sidecar: Sidecar
     seen: list[Seen] = field(default_factory=list)
+    firing: frozenset[str] = frozenset()
     _over: threading.Event = field(default_factory=threading.Event)
 
-    def note(self, status: dict[str, Any], *alerts: str) -> None:
+    def note(self, status: dict[str, Any]) -> None:
         if status["durable"]:
             self.seen.append(
                 Seen(
@@ -75,7 +76,7 @@ class Witness:
                     state=status["state"],
                     restriction=status["restriction"],
                     factor=status["position_limit_factor"],
-                    alerts=frozenset(alerts),
+                    alerts=self.firing,
                 )
             )
 
@@ -125,9 +126,12 @@ def _live(sidecar: Sidecar, witness: Witness) -> None:
     sidecar.wait_status("the whole ladder", lambda status: status["position_limit_factor"] == 1.0)
     for name in ("aaaa", "bbbb"):
         assert sidecar.control("POST", "/api/v1/alertmanager", _firing(name)).status == 200
-        witness.note(sidecar.status(), name)
+        witness.firing |= {name}
+        witness.note(sidecar.status())
     assert sidecar.recover().status == 409  # an alert is firing: refused, audited, nothing changed
     for name in ("aaaa", "bbbb"):
+        witness.firing -= {name}  # from here on either may be on the disk
+        witness.note(sidecar.status())
         assert sidecar.control("POST", "/api/v1/alertmanager", _firing(name, "resolved")).status == 200
     for number in range(6):
         witness.note(sidecar.recover().document)
@@ -189,15 +193,14 @@ def _crash_points(story: Story) -> Iterator[CrashPoint]:
     """All that make a difference: the same disk with the same knowledge of it is looked at once."""
     disk = Disk(story.folder)
     told: Seen | None = None
-    alerts: frozenset[str] = frozenset()
     waiting = iter(story.seen)
     following = next(waiting, None)
     looked_at: set[object] = set()
     for number, operation in enumerate(story.operations):
         while following is not None and following.time < operation.time:
-            told, alerts, following = following, alerts | following.alerts, next(waiting, None)
+            told, following = following, next(waiting, None)
         for view in disk.views():
-            key = (tuple(sorted(view.files.items())), view.folders, told and told.epoch)
+            key = (tuple(sorted(view.files.items())), view.folders, told and (told.epoch, told.alerts))
             if key not in looked_at:
                 looked_at.add(key)
                 yield CrashPoint(number=number, view=view, told=told)
@@ -259,6 +262,8 @@ def _complaints(found: Found, point: CrashPoint, story: Story) -> Iterator[str]:
     behind = 0 if told.state == State.KILLED.value else 1
     if found.newest_audited < told.epoch - behind:
         yield f"epoch {told.epoch} had been told, and the audit knows {found.newest_audited}"
+    firing = {alert.labels["alertname"] for alert in found.start.alerts.firing.values()}
+    yield from (f"alert {name} had been stored, and does not fire" for name in told.alerts - firing)
     if told.state != State.ACTIVE.value and state.state is State.ACTIVE and state.epoch == told.epoch:
         yield f"{told.state} had been told, and ACTIVE came back"
 
@@ -288,6 +293,7 @@ def test_no_crash_at_any_system_call_loses_what_was_told(story: Story, tmp_path:
     assert epochs >= {one.epoch for one in story.seen}
     assert len(epochs) > len(story.states) / 2
     assert {seen.state for seen in story.seen} == {"ACTIVE", "KILLED", "RECOVERING"}
+    assert {len(seen.alerts) for seen in story.seen} == {0, 1, 2}
     assert any(operation.paths[-1].endswith(".jsonl.gz") for operation in story.operations), "no audit file was packed"
 
 
