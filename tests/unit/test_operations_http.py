@@ -944,6 +944,20 @@ async def test_events_are_streamed_as_they_happen_with_signs_of_life_between(sta
     assert listening.desk.subscribed == 0
 
 
+async def test_a_token_that_is_taken_away_ends_the_streams_opened_with_it(
+    start: Callable[..., Any], tokens_file: Path
+) -> None:
+    listening = await start(tokens_file=tokens_file)
+    host, port = listening.address
+    url, headers = f"http://{host}:{port}/api/v1/events", {"Authorization": f"Bearer {TOKENS['viewer']}"}
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
+        await read_event(response.content)
+        rewrite(tokens_file, tokens_yaml(viewer="another"))
+        listening.desk.events.put_nowait(("transition", {"to": "KILLED"}))
+        assert await asyncio.wait_for(response.content.read(), 5) == b""
+    assert listening.desk.subscribed == 0
+
+
 async def test_a_reader_that_does_not_read_is_let_go(start: Callable[..., Any]) -> None:
     listening = await start(limits=OperationsLimits(write_seconds=0.1))
     _, writer = await asyncio.open_connection(*listening.address, limit=1)

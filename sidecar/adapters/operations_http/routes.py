@@ -265,7 +265,7 @@ class Routes:
         return _json({"events": list(events)})
 
     async def _events(self, request: web.Request, caller: Caller) -> web.StreamResponse:  # noqa: ARG002
-        return await self._streams.serve(request)
+        return await self._streams.serve(request, lambda: request.app[_DOOR].admit(request, Role.VIEWER))
 
     # Changing
 

@@ -6,7 +6,7 @@ limit on every write.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -39,8 +39,14 @@ class Streams:
         self._open: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
-    async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Send every event of the desk, which begins with a status, until either end has enough."""
+    async def serve(self, request: web.Request, admit: Callable[[], Awaitable[object]]) -> web.StreamResponse:
+        """Send every event of the desk, which begins with a status, until either end has enough.
+
+        Args:
+            request: the question.
+            admit: asked before each event whether the reader may still have it; raises Problem where not, which ends
+                the stream: a token that is taken away counts no longer for what was opened with it.
+        """
         if self._stopping or len(self._open) >= self._limit:
             raise Problem(503, f"{len(self._open)} event streams are open already; at most {self._limit}")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -48,7 +54,7 @@ class Streams:
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        task = asyncio.ensure_future(self._run(request, response))
+        task = asyncio.ensure_future(self._run(request, response, admit))
         self._open.add(task)
         try:
             await asyncio.wait({task})
@@ -65,12 +71,17 @@ class Streams:
         for task in self._open:
             task.cancel()
 
-    async def _run(self, request: web.Request, response: web.StreamResponse) -> None:
+    async def _run(
+        self, request: web.Request, response: web.StreamResponse, admit: Callable[[], Awaitable[object]]
+    ) -> None:
         queue: asyncio.Queue[_Event | None] = asyncio.Queue(_QUEUED_EVENTS)
         pump = asyncio.create_task(_pump(self._desk.subscribe(), queue), name="event stream")
         try:
             while (chunk := await self._next(queue, pump)) is not None:
+                await admit()
                 await self._write(request, response, chunk)
+        except Problem:
+            return
         finally:
             pump.cancel()
             with suppress(asyncio.CancelledError):
