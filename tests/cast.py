@@ -477,7 +477,8 @@ class Sidecar:
         """Prove that for so long nothing else is answered."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            assert self.gate().decided == (status, reason), self.status()
+            answer = self.gate()
+            assert answer.decided == (status, reason), f"the gate answered {answer.decided}: {self.status()}"
             time.sleep(0.02)
 
     # Control socket, operations listener, command line
