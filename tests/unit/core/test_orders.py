@@ -150,8 +150,33 @@ def test_over_limit_says_what_would_pass_and_who_lifts_it():
 
 
 def test_without_position_an_order_under_a_limit_is_bad():
-    decision = decide(ACTIVE, LIMITS, order(position=None))
+    decision = decide(HALF, LIMITS, order(position=None))
     assert (decision.allow, decision.reason.code, decision.max_quantity) == (False, ReasonCode.BAD_ORDER, 0)
+    assert (decision.limit, decision.reason.limit) == (Decimal(500), 1000.0)
+    assert "a position limit of 1000 applies" in decision.reason.message
+    assert decision.reason.release == "the caller, by sending position"
+
+
+@pytest.mark.parametrize(
+    ("position", "side", "working", "most"),
+    [
+        ("2000", Side.SELL, "0", 2500),  # through zero to the limit on the other side
+        ("2000", Side.SELL, "600", 1900),
+        ("2000", Side.BUY, "0", 0),  # beyond the limit already: no room is no negative one
+        ("2000", Side.SELL, "2400", 100),
+        ("-800", Side.BUY, "1400", 0),
+    ],
+)
+def test_what_would_pass_from_beyond_the_limit_is_said(position, side, working, most):
+    decision = decide(HALF, LIMITS, order("9000", side, position=position, working=working))
+    assert (decision.allow, decision.max_quantity) == (False, most)
+    assert decide(HALF, LIMITS, order(str(most), side, position=position, working=working)).allow is (most > 0)
+
+
+def test_what_truly_reduces_passes_under_a_limit_and_says_it_too():
+    decision = decide(HALF, LIMITS, order("100", Side.SELL, position="2000"))
+    assert (decision.allow, decision.reason.code) == (True, ReasonCode.REDUCING)
+    assert (decision.max_quantity, decision.limit) == (2500, Decimal(500))
 
 
 def test_without_a_limit_an_order_passes_and_the_factor_is_said():
@@ -189,8 +214,8 @@ def test_a_cancel_has_no_flaw():
 
 def test_disabled_lets_everything_pass():
     at = snapshot(state=State.DISABLED, reason=Reason(code=ReasonCode.DISABLED, message="off"))
-    assert decide(at, LIMITS, order("1e9")).reason.code is ReasonCode.DISABLED
-    assert decide_blind(at, LIMITS, Intent.NEW).allow
+    for decision in (decide(at, LIMITS, order("1e9")), decide_blind(at, LIMITS, Intent.NEW)):
+        assert (decision.allow, decision.reason.code) == (True, ReasonCode.DISABLED)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +249,36 @@ def test_shadow_mode_says_what_would_be_and_blocks_nothing(would_be):
     blind = decide_blind(at, LIMITS, Intent.NEW)
     assert blind.allow
     assert blind.reason.code is (ReasonCode.ACTIVE if would_be is None else ReasonCode.SHADOW)
+
+
+def test_a_denial_in_shadow_mode_keeps_its_numbers():
+    at = snapshot(mode=Mode.SHADOW, would_be=snapshot(factor=0.5, reason=THROTTLED))
+    decision = decide(at, LIMITS, order("5000"))
+    assert (decision.allow, decision.max_quantity, decision.limit) == (True, 500, Decimal(500))
+    assert (decision.reason.limit, decision.reason.since) == (500.0, 7.0)
+    assert decision.reason.release == "nothing is blocked in shadow mode but by an operator's own kill"
+    breach = Reason(code=ReasonCode.KILLED, message="m", trigger="dd", value=-0.2, limit=-0.15, since=9.0)
+    killed = snapshot(Restriction.HALT, 0.0, breach, state=State.KILLED)
+    told = decide(snapshot(mode=Mode.SHADOW, would_be=killed), LIMITS, order()).reason
+    assert (told.trigger, told.value, told.limit, told.since) == ("dd", -0.2, -0.15, 9.0)
+
+
+@pytest.mark.parametrize("blind_orders", [True, False])
+def test_a_question_without_a_size_below_factor_1_is_told_who_holds_it_down(blind_orders):
+    told = decide_blind(HALF, GatePolicy(blind_orders=blind_orders), Intent.NEW).reason
+    assert (told.trigger, told.since, told.release) == ("vol", 7.0, "when vol clears")
+    assert "0.5" in told.message
+
+
+def test_trading_without_a_restriction_says_so_and_names_nobody():
+    told = decide_blind(ACTIVE, NO_LIMITS, Intent.NEW).reason
+    assert told == Reason(code=ReasonCode.ACTIVE, message=ALL_CLEAR.message)
+
+
+def test_a_bad_order_is_told_its_flaw_and_that_it_is_the_callers():
+    told = decide(ACTIVE, LIMITS, order("0")).reason
+    assert told.message == "quantity 0 is not a positive number"
+    assert told.release == "the caller, by sending a well-formed order"
 
 
 def test_shadow_mode_reports_an_order_that_would_pass_as_it_is():

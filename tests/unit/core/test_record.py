@@ -97,7 +97,8 @@ def test_killed_and_recovering_are_restored_as_killed_and_halted_if_unknown(
     assert (start.state, start.factor, start.kill_restriction, start.recovery) == (KILLED, 0.0, restored, None)
     assert start.epoch == 18
     (cause,) = start.causes
-    assert cause.code is CauseCode.RESTORED
+    assert (cause.code, cause.by, cause.time) == (CauseCode.RESTORED, "Prometheus' record", NOW.wall)
+    assert start.since == NOW.wall
     assert "Prometheus' record" in cause.reason
     assert "noon" in cause.reason
 
@@ -122,6 +123,11 @@ def test_active_goes_on_up_the_ladder_from_its_factor(factor: float | None, rest
 def test_the_time_of_a_restored_ladder_starts_anew():
     start = state_from_sighting(seen(ACTIVE, 5, NONE, 0.75), NOW, POLICIES, epoch=1, when="noon")
     assert next_step_in(start, NOW, POLICIES) == 7200.0
+    assert start.since == NOW.wall
+    assert start.recovery is not None
+    assert (start.recovery.by, start.recovery.requested) == ("Prometheus' record", NOW.wall)
+    assert (start.recovery.stage_since, start.recovery.step_since) == (NOW.mono, NOW.mono)
+    assert start.recovery.reason == "the restart ladder that was seen at noon goes on"
 
 
 def test_an_unknown_factor_is_the_first_step_even_if_that_is_all():
@@ -135,6 +141,7 @@ def test_a_rollback_halts_and_names_both_epochs():
     assert (kill.cause.code, kill.restriction) == (CauseCode.STATE_ROLLED_BACK, HALT)
     assert "17" in kill.cause.reason
     assert "9" in kill.cause.reason
+    assert (kill.cause.time, kill.cause.by) == (NOW.wall, "Prometheus' record")
 
 
 # Samples

@@ -43,6 +43,8 @@ PASSED, ERROR, UNKNOWN, FAILED = Outcome.PASSED, Outcome.ERROR, Outcome.INCONCLU
         ({}, [ERROR, ERROR, ERROR, ERROR], Verdict.WAIT),
         ({}, [ERROR, ERROR, ERROR, ERROR, ERROR], Verdict.STEP_BACK),
         ({}, [ERROR, ERROR, ERROR, ERROR, UNKNOWN, ERROR], Verdict.HOLD),
+        ({}, [ERROR] * 4 + [PASSED] + [ERROR] * 4, Verdict.WAIT),
+        ({"consecutive_error_limit": 0, "failure_limit": 1}, [FAILED, PASSED], Verdict.PASS),
         ({"consecutive_error_limit": 0, "on_failure": "kill"}, [ERROR], Verdict.KILL),
     ],
 )

@@ -355,6 +355,21 @@ def test_no_recovery_can_be_asked_for_beside_another() -> None:
         run(PENDING, request(), policies=DUAL)
 
 
+def test_a_request_is_kept_as_it_was_made() -> None:
+    recovery = run(KILLED, request(waiver("dd")), now=at(60), policies=DUAL).recovery
+    assert recovery is not None
+    assert (recovery.by, recovery.reason, recovery.requested) == ("ann", "fixed", NOW.wall + 60)
+    assert (recovery.stage, recovery.stage_since, recovery.approvals) == (Stage.PENDING, NOW.mono + 60, (approval(),))
+    assert recovery.waivers == (waiver("dd"),)
+    second = run(run(KILLED, request(), policies=DUAL), Approve(approval=approval("bob")), now=at(90), policies=DUAL)
+    assert second.recovery is not None
+    assert (second.recovery.stage, second.recovery.stage_since) == (Stage.VALIDATING, NOW.mono + 90)
+    refused = run(second, RefuseRecovery(blockers=("dd",)), now=at(95), policies=DUAL)
+    assert refused.recovery is not None
+    assert (refused.recovery.stage, refused.recovery.stage_since) == (Stage.PENDING, NOW.mono + 95)
+    assert refused.recovery.approvals == (approval(),)
+
+
 def test_there_must_be_something_to_approve_or_cancel() -> None:
     with pytest.raises(InvalidTransition, match="no recovery to approve"):
         run(KILLED, Approve(approval=approval()))
@@ -532,6 +547,32 @@ def test_a_step_back_takes_the_step_before_and_starts_its_time_anew() -> None:
     assert run(back, StepUp(), now=at(4000 + 3600)).factor == 0.75
 
 
+def test_a_step_back_goes_to_the_step_below_and_not_to_the_first() -> None:
+    steps = tuple(RestartStep(factor=0.2 * number, after=600.0 * number) for number in range(1, 6))
+    policies = policy(steps=steps)
+    state = run(COOLDOWN, Reopen(), now=at(300), policies=policies)
+    state = run(state, StepUp(), StepUp(), now=at(300 + 1800), policies=policies)
+    assert state.factor == pytest.approx(0.6)
+    back = run(state, StepBack(reason="slippage"), now=at(5000), policies=policies)
+    assert back.factor == pytest.approx(0.4)
+    assert back.recovery is not None
+    # It stands where the ladder stood when that step was taken: the next one is 600 s away.
+    assert (back.recovery.stage_since, back.recovery.step_since) == (NOW.mono + 5000 - 1200, NOW.mono + 5000)
+    again = run(back, StepUp(), now=at(5000 + 600), policies=policies)
+    assert again.factor == pytest.approx(0.6)
+    with pytest.raises(InvalidTransition, match="not due yet"):
+        run(back, StepUp(), now=at(5000 + 599), policies=policies)
+
+
+def test_every_move_of_the_ladder_keeps_its_moments() -> None:
+    reopened = run(COOLDOWN, Reopen(), now=at(300))
+    assert (reopened.kill_restriction, reopened.causes) == (Restriction.NONE, ())
+    second = run(reopened, StepUp(), now=at(300 + 3600))
+    third = run(second, StepUp(), now=at(300 + 7200))
+    moments = [(one.recovery.stage_since, one.recovery.step_since) for one in (reopened, second, third) if one.recovery]
+    assert moments == [(10_300.0, 10_300.0), (10_300.0, 13_900.0), (17_500.0, 17_500.0)]
+
+
 @pytest.mark.parametrize("first", [0.5, 0.8])
 def test_a_step_back_never_raises_the_factor(first: float) -> None:
     policies = policy(steps=(RestartStep(factor=first), RestartStep(factor=1.0, after=60.0)))
@@ -580,9 +621,12 @@ def test_held_restrictions_survive_a_kill() -> None:
 
 
 def test_an_untrusted_store_starts_killed_above_the_known_epoch() -> None:
-    state = restored_kill(CauseCode.STATE_LOST, "both copies are damaged", NOW, epoch=41, policies=POLICIES)
+    # A halt may have been lost: what a kill means by policy does not soften this one.
+    lenient = Policies(gate=GatePolicy(killed_policy=Restriction.REDUCE_ONLY))
+    state = restored_kill(CauseCode.STATE_LOST, "both copies are damaged", NOW, epoch=41, policies=lenient)
     assert (state.state, state.factor, state.kill_restriction) == (State.KILLED, 0.0, Restriction.HALT)
     assert (state.epoch, state.causes[0].code, state.since) == (42, CauseCode.STATE_LOST, NOW.wall)
+    assert (state.causes[0].reason, state.causes[0].time) == ("both copies are damaged", NOW.wall)
 
 
 def test_a_demand_gives_its_cause() -> None:

@@ -347,6 +347,27 @@ def test_a_source_that_comes_and_goes_does_not_put_it_off_for_ever() -> None:
     assert actions(rule(), blind, 120) == [Action.HALT, Action.KILL]
 
 
+def test_time_of_being_unreachable_puts_off_what_useless_answers_lead_to_by_as_much() -> None:
+    # Away from 35 to 65: thirty seconds of useless answers before, so thirty more are wanted after.
+    looks = [(5.0, Missing()), (35.0, UNREACHABLE), (50.0, UNREACHABLE), (65.0, Missing())]
+    blind = play(rule(on_no_data=OnNoData(unreachable=Action.WARN)), (0, 0.0), *looks)
+    assert [actions(rule(), blind, seconds).count(Action.KILL) for seconds in (94.9, 95.0)] == [0, 1]
+    away = play(rule(), *((60.0 + seconds, UNREACHABLE) for seconds in (0.0, 100.0)), start=play(rule(), (0, 0.0)))
+    assert actions(rule(), away, 400) == [Action.HALT]
+    away = play(rule(), (20, UNREACHABLE), (90, UNREACHABLE), start=play(rule(), (0, 0.0), (10, Missing())))
+    assert Action.KILL not in actions(rule(), away, 400)  # ten seconds of answers, however long it has been away
+
+
+def test_what_is_said_of_blindness_is_the_latest_look() -> None:
+    def said(*looks: tuple[float, Reading]) -> str:
+        blind = play(rule(), (0, 0.0), *looks)
+        return demands(rule(), blind, at(500))[0].message
+
+    assert "connection refused" in said((5, UNREACHABLE))
+    assert "connection refused" in said((5, Missing()), (10, UNREACHABLE))
+    assert "the value is nan" in said((5, UNREACHABLE), (10, BAD[4]))
+
+
 def test_nothing_is_done_before_a_first_fresh_reading() -> None:
     for bad in BAD:
         blind = play(rule(), (0, bad), (1e6, bad))
@@ -424,6 +445,34 @@ def test_a_beat_from_the_future_is_failed_and_clears_nothing(ahead: float, healt
     trigger = play(one, (0, WALL + ahead), start=dead)
     assert trigger.health is health
     assert trigger.status is (Status.INACTIVE if health is Health.OK else Status.FIRING)
+
+
+def test_a_beat_from_the_future_leads_to_what_useless_answers_lead_to() -> None:
+    one = rule(Heartbeat(query="beat"))
+    blind = play(one, (0, WALL), (5, fresh(WALL + 1e6, when=5)))
+    assert actions(one, blind, 65) == [Action.KILL]
+    assert "future: the last beat is" in demands(one, blind, at(65))[0].message
+
+
+@pytest.mark.parametrize(
+    "condition", [DRAWDOWN, Heartbeat(query="b"), Watchdog(), Connectivity(query="up"), Expression(expr="x")]
+)
+def test_the_age_of_what_was_read_is_shown(condition: Condition) -> None:
+    assert evaluate(rule(condition), fresh(1.0, age=7.5), Trigger(), at(0)).sample_age == 7.5
+
+
+def test_a_throttle_takes_the_rules_own_factor() -> None:
+    one = rule(action=Action.THROTTLE, factor=0.3)
+    assert [(demand.action, demand.factor) for demand in demands(one, play(one, (0, -0.2)), at(0))] == [
+        (Action.THROTTLE, 0.3)
+    ]
+
+
+@pytest.mark.parametrize(("operator", "shown"), [(Operator.EQ, 2.0), (Operator.NE, 2.5)])
+def test_of_several_values_the_one_that_breaches_is_shown(operator: Operator, shown: float) -> None:
+    one = rule(Threshold(query="q", operator=operator, threshold=2.0))
+    trigger = evaluate(one, fresh(2.0, 2.5), Trigger(), at(0))
+    assert (trigger.status, trigger.value) == (Status.FIRING, shown)
 
 
 def test_connectivity_counts_failures_in_a_row() -> None:
@@ -577,6 +626,7 @@ def test_a_rule_knows_its_limit(condition: Condition, limit: float | None) -> No
         (OrderRate(), Trigger(value=50.0), 0.5),
         (Watchdog(), Trigger(value=0.9), 0.9),
         (Connectivity(query="up"), Trigger(value=2.0, failures=2), 2 / 3),
+        (Connectivity(query="up"), Trigger(value=2.0, failures=1), 1 / 3),
         (Expression(expr="x"), Trigger(value=1.0), None),
     ],
 )
