@@ -233,7 +233,7 @@ def _decide_limited(snapshot: Snapshot, policy: GatePolicy, order: Order) -> Dec
         return Decision(allow=False, reason=_position_missing(own_limit), max_quantity=ZERO, limit=limit)
     toward = _EXACT.subtract if order.side is Side.BUY else _EXACT.add
     room = _EXACT.subtract(toward(limit, order.position), order.open_quantity)
-    most = max(ZERO, room, order.largest_reduction)
+    most = max(ZERO, room)  # what truly reduces fits in it too, for no limit is below zero
     if order.truly_reduces:
         return Decision(allow=True, reason=REDUCING_PASSES, max_quantity=most, limit=limit)
     # The position after filling this order and all working ones of its side: each partial fill on the way there lies

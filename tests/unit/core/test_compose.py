@@ -87,7 +87,9 @@ def test_a_kill_that_was_stored_without_a_restriction_halts(state: SwitchState) 
 
 def test_recovering_says_so() -> None:
     reason = of(RECOVERING).reason
-    assert (reason.code, reason.trigger) == (ReasonCode.RECOVERING, "dd")
+    assert (reason.code, reason.trigger, reason.since) == (ReasonCode.RECOVERING, "dd", 5.0)
+    assert reason.message == "an approved recovery is in its cooldown; orders are blocked as before"
+    assert reason.release == "the end of the cooldown, with triggers clear and checks healthy"
     assert of(replace(RECOVERING, causes=())).reason.trigger is None
 
 
@@ -96,6 +98,7 @@ def test_the_ladder_scales_and_restricts_nothing_else() -> None:
     assert (snapshot.gate_restriction, snapshot.gate_factor) == (Restriction.NONE, 0.5)
     assert (snapshot.reason.code, snapshot.stage) == (ReasonCode.ACTIVE, Stage.GRADUAL_RESTART)
     assert "0.5" in snapshot.reason.message
+    assert (snapshot.reason.since, snapshot.reason.release) == (1.0, "the next restart step")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +120,7 @@ def test_a_firing_rule_weighs_what_its_action_says(
     assert (snapshot.restriction, snapshot.factor) == (restriction, gate_factor)
     if action is not Action.WARN:
         assert (snapshot.reason.trigger, snapshot.reason.value, snapshot.reason.limit) == ("vol", 0.2, 0.1)
+        assert snapshot.reason.since == 7.0
 
 
 def test_who_lifts_a_firing_rule_is_said() -> None:
@@ -160,6 +164,7 @@ def test_an_overlay_halts_the_gate_and_leaves_the_truth(overlay: Overlay, code: 
     assert (snapshot.gate_restriction, snapshot.reason.code) == (Restriction.HALT, code)
     assert (snapshot.restriction, snapshot.factor) == (Restriction.NONE, 1.0)
     assert snapshot.reason.message
+    assert snapshot.reason.release == "lifts by itself when this is no longer so"
 
 
 def test_a_kill_is_named_before_an_overlay() -> None:
@@ -172,6 +177,8 @@ def test_disabled_blocks_nothing_and_says_so() -> None:
         snapshot = of(stored_kill, demand(Action.HALT), overlay=Overlay(not_ready="x"), mode=mode)
         assert (snapshot.gate_restriction, snapshot.gate_factor) == (Restriction.NONE, 1.0)
         assert snapshot.reason.code is ReasonCode.DISABLED
+        assert snapshot.reason.message == "the switch is disabled: nothing is evaluated and nothing is blocked"
+        assert snapshot.reason.release == "a restart with `mode: active`"
 
 
 # Shadow mode
@@ -198,6 +205,10 @@ def test_shadow_blocks_nothing_but_shows_what_would_be(
     assert (shadowed.restriction, shadowed.factor) == (enforced.restriction, enforced.factor)
     assert shadowed.reason.code is ReasonCode.SHADOW
     assert enforced.reason.message in shadowed.reason.message
+    for number in ("trigger", "value", "limit", "since"):
+        assert getattr(shadowed.reason, number) == getattr(enforced.reason, number)
+    assert shadowed.reason.release == "nothing is blocked in shadow mode but by an operator's own kill"
+    assert (shadowed.switch, shadowed.mode) == ("fx/bot-0", Mode.SHADOW)
     assert shadowed.would_be == replace(enforced, mode=Mode.SHADOW)
 
 

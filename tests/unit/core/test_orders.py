@@ -251,6 +251,13 @@ def test_shadow_mode_says_what_would_be_and_blocks_nothing(would_be):
     assert blind.reason.code is (ReasonCode.ACTIVE if would_be is None else ReasonCode.SHADOW)
 
 
+def test_a_question_without_a_size_is_judged_in_shadow_mode_as_it_would_be():
+    at = snapshot(mode=Mode.SHADOW, would_be=REDUCE)
+    trusting = GatePolicy(trust_reduce_claim=True)
+    assert decide_blind(at, trusting, Intent.REDUCE).reason.code is ReasonCode.REDUCING
+    assert decide_blind(at, trusting, Intent.NEW).reason.code is ReasonCode.SHADOW
+
+
 def test_a_denial_in_shadow_mode_keeps_its_numbers():
     at = snapshot(mode=Mode.SHADOW, would_be=snapshot(factor=0.5, reason=THROTTLED))
     decision = decide(at, LIMITS, order("5000"))

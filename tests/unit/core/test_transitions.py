@@ -282,6 +282,8 @@ def test_a_repeated_cause_of_a_rule_counts_in_its_place() -> None:
         ("b", CauseCode.BREACH, 1, 0.0),
         ("a", CauseCode.NO_DATA, 1, 0.0),
     ]
+    again = run(killed, Kill(cause=rule_cause("b", when=NOW.wall + 2)))
+    assert [(one.trigger, one.count) for one in again.causes] == [("a", 2), ("b", 2), ("a", 1)]
 
 
 def test_causes_without_a_rule_are_bounded_and_keep_the_first_and_the_newest() -> None:

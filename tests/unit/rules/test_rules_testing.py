@@ -151,6 +151,15 @@ def test_each_word_is_the_reading_it_stands_for(said, health):
     assert_passes(make_test(dd=said, expect={1: {"triggers.dd.health": health, "triggers.dd.armed": health == "ok"}}))
 
 
+def test_one_partial_series_makes_the_whole_answer_partial():
+    assert_passes(
+        make_test(
+            dd=("0 partial", "0 -0.2"),
+            expect={1: {"triggers.dd.health": "no_data", "triggers.dd.status": "inactive", "state": "ACTIVE"}},
+        )
+    )
+
+
 @pytest.mark.parametrize("said", ["0 _x99", "0 stalex99", "0 NaN NaN NaN failedx99", "0 partialx99"])
 def test_an_answer_of_no_use_kills_after_hold_for(said):
     assert_passes(
@@ -412,7 +421,9 @@ def test_orders_are_decided_with_the_policies_of_the_test():
 def test_numbers_are_equal_up_to_their_last_digits_and_words_are_not_numbers():
     test = make_test(dd="0.1+0.2x1", expect={1: {"triggers.dd.value": 0.3}})
     assert_passes(test)
-    assert not run(make_test(dd="0.3", expect={0: {"triggers.dd.value": None}})).passed
+    for other in (None, 0.3000001, 0.2999999, -0.3, 1.2):
+        assert not run(make_test(dd="0.3", expect={0: {"triggers.dd.value": other}})).passed
+    assert not run(make_test(dd="0", expect={0: {"triggers.dd.value": 1e-9}})).passed
 
 
 def test_without_steps_all_rules_are_evaluated_at_the_turns_of_their_group():
