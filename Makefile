@@ -9,14 +9,14 @@ decides := sidecar/core sidecar/rules
 # Tests with real processes: each file on its own, three at a time, the folders with the longest files first.
 real := $(wildcard tests/kubernetes tests/faults tests/web tests/e2e)
 
-# The layers that decide have tests of their own, which must take every line and branch of them.
+# The layers that decide have unit tests of their own, which must take every line and branch of them.
 define deciding
-@$(bin)/python -m pytest -q -n 2 --dist worksteal tests/unit/core tests/unit/rules tests/property \
+@$(bin)/python -m pytest -q -n 2 --dist worksteal tests/unit/core tests/unit/rules \
 	$(addprefix --cov=,$(decides)) --cov-branch --cov-fail-under=100 --cov-report=term:skip-covered
 endef
 
 define others
-@$(bin)/python -m pytest -q -n 2 --dist worksteal $(1) tests/unit --ignore=tests/unit/core --ignore=tests/unit/rules
+@$(bin)/python -m pytest -q -n 2 --dist worksteal $(1) tests/property tests/unit --ignore=tests/unit/core --ignore=tests/unit/rules
 endef
 
 .PHONY: help
