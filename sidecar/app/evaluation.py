@@ -104,6 +104,8 @@ class Evaluator:
         self._intervals: dict[str, float] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._reported: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+        """Since when those fire whose firing was reported."""
         self._shadowing: set[str] = set()
         self._held: dict[str, Demand] = {}
         self._newest: dict[str, Newest] = {}
@@ -136,6 +138,7 @@ class Evaluator:
         self.rules = rules
         self._by_name = new
         self._reported = {name: at for name, at in self._reported.items() if name in new}
+        self._told = {name: since for name, since in self._told.items() if name in new and self._is_told(name)}
         self._shadowing &= new.keys()
         self._held = {name: demand for name, demand in self._held.items() if name in new and new[name].enforcing}
         self._newest = {name: mark for name, mark in self._newest.items() if new.get(name) == old.get(name)}
@@ -169,6 +172,8 @@ class Evaluator:
             self.triggers[name] = replace(
                 known, main=timers.main, steps=timers.steps, value=timers.value, failures=timers.failures
             )
+            if timers.main.firing_since is not None:
+                self._told[name] = timers.main.firing_since  # by the process before this one
             if rule.enabled and not rule.shadow and self._keeper.switch.mode is not Mode.DISABLED:
                 self._keeper.demand(name, demands(self._in_force(rule), self.triggers[name], self._clock.now()))
 
@@ -355,13 +360,14 @@ class Evaluator:
             self._newest[rule.trigger] = newest(self._newest.get(rule.trigger), answer, now.mono)
         self._count(rule, reading)
         before = self.triggers[rule.trigger]
-        trigger = evaluate(self._in_force(rule), reading, before, now)
+        in_force = self._in_force(rule)  # once: a kill ends the waivers, and what it is reported with is what it broke
+        trigger = evaluate(in_force, reading, before, now)
         self.triggers[rule.trigger] = trigger
         if rule.shadow:
-            self._shadow(rule, trigger, now)
+            self._shadow(in_force, trigger, now)
         else:
-            self._act(rule, trigger, answer, now)
-        self._report(rule, before, trigger, now)
+            self._act(in_force, trigger, answer, now)
+        self._report(in_force, before, trigger, now)
 
     def _behind(self, rule: Rule, answer: Answer | Failure, now: Instant) -> float:
         # What we look at ourselves is stamped by our own clock, which may be set back; no cache stands in between.
@@ -391,7 +397,7 @@ class Evaluator:
         return rule
 
     def _act(self, rule: Rule, trigger: Trigger, answer: Answer | Failure, now: Instant) -> None:
-        asked = demands(self._in_force(rule), trigger, now)
+        asked = demands(rule, trigger, now)
         killed = bool(self._keeper.demand(rule.trigger, asked))
         self._report_hold(rule, trigger, asked, now)
         if killed and isinstance(answer, Answer) and trigger.sample_age is not None:
@@ -433,13 +439,24 @@ class Evaluator:
                 "trigger.health",
                 extra={"fields": {"trigger": rule.trigger, "health": after.health.value, "message": after.message}},
             )
-        if after.status is Status.FIRING and before.status is not Status.FIRING:
-            last = self._reported.get(rule.trigger)
-            if last is None or now.mono - last >= rule.cooldown:
-                self._reported[rule.trigger] = now.mono
-                self._audit_status("trigger.firing", rule, after, now)
-        elif before.status is Status.FIRING and after.status is not Status.FIRING:
-            self._audit_status("trigger.cleared", rule, after, now)
+        self._report_firing(rule, after, now)
+
+    def _report_firing(self, rule: Rule, trigger: Trigger, now: Instant) -> None:
+        """Audit a firing once, if need be only when the rule's cooldown is over, and that it cleared if it was."""
+        name, since = rule.trigger, trigger.main.firing_since
+        if since is None:
+            if self._told.pop(name, None) is not None:
+                self._audit_status("trigger.cleared", rule, trigger, now)
+            return
+        last = self._reported.get(name)
+        if not self._is_told(name) and (last is None or now.mono - last >= rule.cooldown):
+            self._reported[name] = now.mono
+            self._told[name] = since
+            self._audit_status("trigger.firing", rule, trigger, now)
+
+    def _is_told(self, name: str) -> bool:
+        since = self.triggers[name].main.firing_since
+        return since is not None and self._told.get(name) == since
 
     def _report_hold(self, rule: Rule, trigger: Trigger, asked: Sequence[Demand], now: Instant) -> None:
         """Audit what restricts orders without being the rule's own action or a kill: a step, or no data."""

@@ -273,6 +273,65 @@ async def test_cooldown_limits_reports_and_never_the_action() -> None:
     assert world.audited().count("trigger.firing") == 2
 
 
+def reports(world: World) -> list[str]:
+    return [kind for kind in world.audited() if kind in ("trigger.firing", "trigger.cleared")]
+
+
+async def test_a_firing_that_began_within_the_cooldown_is_reported_once_the_cooldown_is_over() -> None:
+    world = World()
+    world.load(drawdown(action=Action.HALT, cooldown=60.0))
+    await world.look(dd=value(-0.2))
+    await world.look(dd=value(0.0))
+    for seconds in (10.0, 49.0):
+        world.clock.jump(seconds)
+        await world.look(dd=value(-0.2, at=world.clock.now().wall))
+    assert reports(world) == ["trigger.firing", "trigger.cleared"]
+    for _ in range(3):
+        world.clock.jump(1.0)
+        await world.look(dd=value(-0.2, at=world.clock.now().wall))
+    assert reports(world) == ["trigger.firing", "trigger.cleared", "trigger.firing"]
+    await world.look(dd=value(0.0, at=world.clock.now().wall))
+    assert reports(world) == ["trigger.firing", "trigger.cleared"] * 2
+
+
+async def test_a_firing_that_was_not_reported_is_not_reported_as_cleared() -> None:
+    world = World()
+    world.load(drawdown(action=Action.HALT, cooldown=60.0))
+    for number in (-0.2, 0.0, -0.2, 0.0):
+        await world.look(dd=value(number))
+    assert reports(world) == ["trigger.firing", "trigger.cleared"]
+
+
+async def test_a_firing_from_before_a_restart_is_not_reported_again_but_as_cleared() -> None:
+    world = World()
+    world.load(drawdown(action=Action.HALT))
+    fired = Trigger(main=Level(pending_since=1.0, firing_since=1.0, firing_wall=1.0))
+    world.evaluator.restore({"dd": fired})
+    await world.look(dd=value(-0.2))
+    assert reports(world) == []
+    await world.look(dd=value(0.0))
+    assert reports(world) == ["trigger.cleared"]
+
+
+async def test_a_reload_that_makes_another_type_of_a_rule_forgets_that_its_firing_was_reported() -> None:
+    world = World()
+    world.load(drawdown(action=Action.HALT))
+    await world.look(dd=value(-0.2))
+    world.load(drawdown(action=Action.HALT, condition=Expression(expr="x")), opened=True)
+    await world.look(dd=NOTHING)
+    assert reports(world) == ["trigger.firing"]
+
+
+async def test_what_breaks_a_waivers_threshold_is_reported_with_that_one() -> None:
+    world = World(state=SwitchState(waivers=(waiver("dd", -0.25),)))
+    world.load(drawdown())
+    await world.look(dd=value(-0.3))
+    events = world.keeper._events
+    limits = [event["data"]["limit"] for event in events if event["type"] == "trigger.firing"]
+    assert limits == [-0.25]
+    assert [event["type"] for event in events] == ["switch.killed", "trigger.firing"]
+
+
 async def test_evaluations_and_failures_are_counted_by_reason() -> None:
     world = World()
     world.load(drawdown())
