@@ -5,7 +5,8 @@ from dataclasses import asdict
 from decimal import Decimal
 from urllib.parse import urlsplit
 
-from sidecar.rules.model import Heartbeat, Rule, RuleSet, Threshold
+from sidecar.core.policy import GatePolicy
+from sidecar.rules.model import Heartbeat, Operator, Rule, RuleSet, Step, Threshold
 from sidecar.settings.config import Alertmanager, Health, Settings
 
 Changes = dict[str, list[object]]
@@ -30,10 +31,7 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
             new.gate.policy.killed_policy.label,
             new.gate.policy.killed_policy < old.gate.policy.killed_policy,
         ),
-        "gate.blind_orders": _dropped(not old.gate.policy.blind_orders, not new.gate.policy.blind_orders),
-        "gate.trust_reduce_claim": _dropped(
-            not old.gate.policy.trust_reduce_claim, not new.gate.policy.trust_reduce_claim
-        ),
+        **_trust(old.gate.policy, new.gate.policy),
         "recovery.backoff": (
             [before.backoff_factor, before.backoff_max],
             [after.backoff_factor, after.backoff_max],
@@ -64,6 +62,15 @@ def loosened_settings(old: Settings, new: Settings) -> Changes:
         **_sources(old, new),
         **_alerts(old, new),
         **_limits(old.gate.policy.position_limits, new.gate.policy.position_limits),
+    }
+
+
+def _trust(old: GatePolicy, new: GatePolicy) -> dict[str, tuple[object, object, bool]]:
+    blind = "allow" if old.blind_orders else "deny", "allow" if new.blind_orders else "deny"
+    claims = old.trust_reduce_claim, new.trust_reduce_claim
+    return {
+        "gate.blind_orders": (*blind, blind == ("deny", "allow")),
+        "gate.trust_reduce_claim": (*claims, claims == (False, True)),
     }
 
 
@@ -204,9 +211,9 @@ def _wider(old: Rule, new: Rule) -> Iterator[tuple[str, object, object]]:
                     f"{was.operator.symbol} {was.threshold:g}",
                     f"{now.operator.symbol} {now.threshold:g}",
                 )
-            if was.clear is not None and was.clear != now.clear:
+            if was.clear is not None and (now.clear is None or not _as_early(now.operator, was.clear, now.clear)):
                 yield ".clear", was.clear, now.clear
-            if was.steps != now.steps:
+            if not _as_strict_on_the_way(was, now, new):
                 yield ".steps", _steps(was), _steps(now)
         case Heartbeat() as was, Heartbeat() as now:
             if now.limit > was.limit:
@@ -214,6 +221,23 @@ def _wider(old: Rule, new: Rule) -> Iterator[tuple[str, object, object]]:
         case was, now:
             if was != now:
                 yield "", str(was), str(now)
+
+
+def _as_early(operator: Operator, was: float, now: float) -> bool:
+    """Whether things that get worse come to the new value no later than to the old one."""
+    return was == now or (operator.points_down and now > was) or (operator.points_up and now < was)
+
+
+def _as_strict_on_the_way(was: Threshold, now: Threshold, rule: Rule) -> bool:
+    """Whether each old step has a new one, or the new rule itself, as early and as strict."""
+    own = Step(at=now.threshold, action=rule.action, factor=rule.factor)
+    return all(any(_covers(now, step, old, own=own) for step in (*now.steps, own)) for old in was.steps)
+
+
+def _covers(now: Threshold, new: Step, old: Step, *, own: Step) -> bool:
+    # A step holds at its own value too; the rule itself holds there or only beyond it, as its operator says.
+    early = now.operator.holds(old.at, new.at) if new is own else _as_early(now.operator, old.at, new.at)
+    return early and (new.action, -(new.factor or 0.0)) >= (old.action, -(old.factor or 0.0))
 
 
 def _steps(condition: Threshold) -> list[tuple[float, str, float | None]]:

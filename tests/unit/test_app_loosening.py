@@ -178,7 +178,7 @@ STEP = Step(at=-0.1, action=Action.HALT)
         (condition(operator=Operator.LE), ".threshold"),
         (condition(query="p"), ".query"),
         (condition(clear=-0.14), ".clear"),
-        (condition(steps=(STEP,)), ".steps"),
+        (condition(clear=None), ".clear"),
     ],
 )
 def test_a_rule_that_became_milder_is_named_with_the_place(new: Rule, place: str) -> None:
@@ -207,6 +207,63 @@ def test_a_step_with_a_milder_action_at_the_same_place_is_shown_with_the_differe
     changes = loosened_rules(rules(condition(steps=(STEP,))), rules(milder))
     was, now = changes["rules.dd.steps"]
     assert was != now
+
+
+def stepped(*steps: Step, **changes: Any) -> Rule:
+    return condition(steps=steps, **changes)
+
+
+THROTTLE = Step(at=-0.1, action=Action.THROTTLE, factor=0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (RULE, stepped(STEP)),
+        (stepped(STEP), stepped(replace(STEP, at=-0.05))),
+        (stepped(STEP), stepped(STEP, replace(THROTTLE, at=-0.05))),
+        (stepped(replace(STEP, action=Action.WARN)), stepped(STEP)),
+        (stepped(THROTTLE), stepped(replace(THROTTLE, factor=0.25))),
+        (stepped(THROTTLE), stepped(STEP)),
+        (stepped(replace(STEP, fraction=0.5, at=-0.075)), stepped(replace(STEP, at=-0.05), threshold=-0.1)),
+        (stepped(STEP), condition(threshold=-0.05)),
+        (condition(clear=-0.1), condition(clear=-0.05)),
+    ],
+    ids=["added", "earlier", "one more", "stricter", "less", "halt", "in percent", "the rule itself", "clear"],
+)
+def test_steps_that_are_as_early_and_as_strict_are_nothing_and_their_way_back_is_named(old: Rule, new: Rule) -> None:
+    assert loosened_rules(rules(old), rules(new)) == {}
+    assert loosened_rules(rules(new), rules(old)) != {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (stepped(STEP), RULE),
+        (stepped(STEP), stepped(replace(STEP, at=-0.11))),
+        (stepped(STEP), condition(threshold=-0.1)),  # at -0.1 the step holds and `< -0.1` does not
+        (stepped(THROTTLE), stepped(replace(THROTTLE, factor=0.75))),
+        (stepped(STEP, THROTTLE), stepped(THROTTLE)),
+        (stepped(STEP), stepped(STEP, operator=Operator.GT)),
+    ],
+    ids=["gone", "later", "only beyond", "more", "one less", "another direction"],
+)
+def test_a_step_that_comes_later_or_is_milder_is_named(old: Rule, new: Rule) -> None:
+    assert "rules.dd" in {place.rpartition(".")[0] for place in loosened_rules(rules(old), rules(new))}
+
+
+@pytest.mark.parametrize("operator", [Operator.GT, Operator.GE])
+def test_a_rule_on_too_much_is_looser_where_a_step_comes_at_more(operator: Operator) -> None:
+    step = Step(at=50.0, action=Action.HALT)
+    old = replace(RULE, condition=Threshold(query="q", operator=operator, threshold=100.0, steps=(step,)))
+    later = replace(RULE, condition=replace(old.condition, steps=(replace(step, at=75.0),)))
+    assert set(loosened_rules(rules(old), rules(later))) == {"rules.dd.steps"}
+    assert loosened_rules(rules(later), rules(old)) == {}
+
+
+def test_what_the_gate_trusts_more_is_shown_as_it_is_written() -> None:
+    assert loosened_settings(gate(), gate(blind_orders=True)) == {"gate.blind_orders": ["deny", "allow"]}
+    assert loosened_settings(gate(), gate(trust_reduce_claim=True)) == {"gate.trust_reduce_claim": [False, True]}
 
 
 def test_a_slower_heartbeat_and_a_slower_group_are_named() -> None:
