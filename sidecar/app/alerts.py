@@ -1,8 +1,8 @@
 """Alerts that Alertmanager sent: which of them fire, which rules they concern, and what a resolve may undo.
 
 Alertmanager delivers at least once, twice, late and out of order, and sends no resolve for what is silenced. So a
-firing alert always sets its rule firing, a resolve only ends a firing that it is not older than, and silence ends
-nothing.
+firing alert always sets its rule firing, unless it can be the late copy of one whose end was just processed; a resolve
+only ends a firing that it is not older than; and silence ends nothing.
 """
 
 import asyncio
@@ -35,6 +35,11 @@ other for ever."""
 MOST_ALERTS = 1000
 """Firing alerts that are kept, and resolves that are remembered: they are part of a file that is written at every kill,
 and more of them than this concern no single switch."""
+
+LATE_SECONDS = 120.0
+"""Running seconds after a resolve within which a firing that is not newer may be its late copy. Copies are seconds to a
+minute late. Later than this it is a breach that Alertmanager took for over, because nobody repeated it, and that
+Prometheus sends again with its old start."""
 
 _SLICE = 50  # alerts that are looked at before the gate has its turn again
 _LONGEST_SUMMARY = 500
@@ -83,16 +88,33 @@ def alert_key(fingerprint: str, labels: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Resolve:
+    """The end of an alert that was processed.
+
+    Attributes:
+        starts_at: Unix seconds; the start of the newest firing that ended.
+        received: running seconds of the last time it was sent.
+    """
+
+    starts_at: float
+    received: float
+
+    def makes_late(self, alert: Alert) -> bool:
+        """Whether an alert can be a copy that was sent before this and arrives after it."""
+        return alert.starts_at <= self.starts_at and alert.seen - self.received <= LATE_SECONDS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BookState:
     """What of the alerts outlives the process.
 
     Attributes:
         firing: alerts by their keys.
-        resolved: by key, the start (Unix seconds) of the newest firing whose end was processed.
+        resolved: by key, the newest firing whose end was processed.
     """
 
     firing: Mapping[str, Alert] = field(default_factory=dict)
-    resolved: Mapping[str, float] = field(default_factory=dict)
+    resolved: Mapping[str, Resolve] = field(default_factory=dict)
 
     def stricter(self, other: "BookState") -> "BookState":
         """What must be taken for firing where it is not known which of two states was the last."""
@@ -112,7 +134,10 @@ class BookState:
                 }
                 for alert in self.firing.values()
             ],
-            "resolved": dict(self.resolved),
+            "resolved": {
+                key: {"starts_at": one.starts_at, "received_elapsed": now.mono - one.received}
+                for key, one in self.resolved.items()
+            },
         }
 
     @classmethod
@@ -122,7 +147,7 @@ class BookState:
             return cls()
         try:
             alerts = [_alert(one, now) for one in document["firing"]]
-            resolved = {str(key): float(at) for key, at in document["resolved"].items()}
+            resolved = {str(key): _resolve(one, now) for key, one in document["resolved"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StorageError(f"the stored alerts cannot be read: {type(error).__name__} {error}") from error
         return cls(firing={alert.key: alert for alert in alerts}, resolved=resolved)
@@ -138,6 +163,12 @@ def _alert(document: Mapping[str, Any], now: Instant) -> Alert:
     )
 
 
+def _resolve(document: Any, now: Instant) -> Resolve:
+    if isinstance(document, int | float):  # how it was stored before its time was: it counts as long ago
+        return Resolve(starts_at=float(document), received=now.mono - 2 * LATE_SECONDS)
+    return Resolve(starts_at=float(document["starts_at"]), received=now.mono - float(document["received_elapsed"]))
+
+
 class AlertBook:
     """All alerts that fire, and the last resolves, within bounds; no clock and no rules.
 
@@ -148,7 +179,7 @@ class AlertBook:
     def __init__(self, most: int = MOST_ALERTS) -> None:
         self._most = most
         self.firing: dict[str, Alert] = {}
-        self._resolved: dict[str, float] = {}
+        self._resolved: dict[str, Resolve] = {}
 
     @property
     def state(self) -> BookState:
@@ -161,8 +192,8 @@ class AlertBook:
         self.firing, self._resolved = dict(stored.firing), dict(stored.resolved)
         for alert in early.values():
             self.fire(alert)
-        for key, starts_at in resolves.items():
-            self.resolve(key, starts_at)
+        for key, one in resolves.items():
+            self.resolve(key, one.starts_at, received=one.received)
 
     def fire(self, alert: Alert) -> Result:
         """Note that an alert fires; REFUSED where there are too many already."""
@@ -171,24 +202,32 @@ class AlertBook:
         if known is not None:
             self.firing[key] = replace(alert, starts_at=max(alert.starts_at, known.starts_at))
             return Result.ACCEPTED if alert.starts_at > known.starts_at else Result.DUPLICATE
-        if alert.starts_at <= self._resolved.get(key, float("-inf")):
-            return Result.IGNORED  # it was sent before the resolve, and arrives after it
+        ended = self._resolved.get(key)
+        if ended is not None and ended.makes_late(alert):
+            return Result.IGNORED
         if len(self.firing) >= self._most:
             return Result.REFUSED
         self.firing[key] = alert
         return Result.ACCEPTED
 
-    def resolve(self, key: str, starts_at: float) -> Result:
-        """Note that the firing that began at `starts_at` has ended, and with it those before it."""
+    def resolve(self, key: str, starts_at: float, *, received: float) -> Result:
+        """Note that the firing that began at `starts_at` has ended, and with it those before it.
+
+        Args:
+            key: of the alert.
+            starts_at: Unix seconds.
+            received: running seconds when this was sent.
+        """
         known, last = self.firing.get(key), self._resolved.pop(key, None)
-        self._resolved[key] = starts_at if last is None else max(last, starts_at)
+        newest = starts_at if last is None else max(last.starts_at, starts_at)
+        self._resolved[key] = Resolve(starts_at=newest, received=received)
         # One that is forgotten lets a late firing through: that tightens, and Alertmanager resolves it again.
         while len(self._resolved) > self._most:
             del self._resolved[next(iter(self._resolved))]
         if known is not None and known.starts_at <= starts_at:
             del self.firing[key]
             return Result.ACCEPTED
-        return Result.DUPLICATE if last is not None and last >= starts_at else Result.IGNORED
+        return Result.DUPLICATE if last is not None and last.starts_at >= starts_at else Result.IGNORED
 
     def drop(self, keys: Iterable[str]) -> None:
         """Forget alerts without a resolve; sent again, they fire again."""
@@ -226,6 +265,7 @@ class Alerts:
         self._rules: list[tuple[Rule, tuple[Matcher, ...]]] = []
         self._by_rule: dict[str, dict[str, Alert]] = {}
         self._told_of_truncation = False
+        self._young_until = float("inf")  # running seconds until which a resolve is stored that makes firings late
         keeper.observers.change.append(self._on_change)
         evaluator.excuses.append(self.only_expired)
 
@@ -250,6 +290,8 @@ class Alerts:
     def restore(self, stored: BookState) -> None:
         """Take over what was stored."""
         self.book.restore(stored)
+        if stored.resolved:
+            self._young_until = self._clock.now().mono + LATE_SECONDS
         self._sort()
 
     def _sort(self) -> None:
@@ -280,6 +322,9 @@ class Alerts:
 
     async def probe(self, rule: Rule) -> Answer:
         """Answer a rule at its group's turn."""
+        if self._clock.now().mono > self._young_until:
+            self._young_until = float("inf")
+            self._keeper.checkpoint()  # else a crash would make the resolves young again
         return self._answer(self.firing_for(rule.trigger))
 
     def _answer(self, alerts: Iterable[Alert]) -> Answer:
@@ -372,7 +417,9 @@ class Alerts:
         # One that fires is resolved whatever a reload has made of filter and rules since.
         if known is None and (not rules or not self._is_wanted(received)):
             return Result.IGNORED
-        result = self.book.resolve(key, received.starts_at)
+        now = self._clock.now().mono
+        self._young_until = now + LATE_SECONDS
+        result = self.book.resolve(key, received.starts_at, received=now)
         if result is not Result.DUPLICATE:
             self._keeper.must_store()
         if result is Result.ACCEPTED and known is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from sidecar.adapters.operations_http import ReceivedAlert
 from sidecar.app import alerts as alerts_module
-from sidecar.app.alerts import Alert, AlertBook, Alerts, BookState, Result, alert_key
+from sidecar.app.alerts import LATE_SECONDS, Alert, AlertBook, Alerts, BookState, Resolve, Result, alert_key
 from sidecar.app.evaluation import Evaluator
 from sidecar.app.keeper import Keeper
 from sidecar.core.compose import Overlay
@@ -37,6 +37,7 @@ def known(
 
 
 KEY = known().key
+ENDED = Resolve(starts_at=10.0, received=0.0)
 
 
 # The book
@@ -60,23 +61,42 @@ def test_a_newer_firing_without_a_resolve_between_is_a_new_one_and_an_older_one_
 def test_a_resolve_ends_its_firing_and_a_second_one_is_a_duplicate() -> None:
     book = AlertBook()
     book.fire(known(10.0))
-    assert book.resolve(KEY, 10.0) is Result.ACCEPTED
+    assert book.resolve(KEY, 10.0, received=0.0) is Result.ACCEPTED
     assert book.firing == {}
-    assert book.resolve(KEY, 10.0) is Result.DUPLICATE
+    assert book.resolve(KEY, 10.0, received=0.0) is Result.DUPLICATE
 
 
 @pytest.mark.parametrize("start", [9.0, 10.0])
 def test_a_firing_that_is_not_newer_than_a_processed_resolve_is_ignored(start: float) -> None:
     book = AlertBook()
     book.fire(known(10.0))
-    book.resolve(KEY, 10.0)
+    book.resolve(KEY, 10.0, received=0.0)
     assert book.fire(known(start)) is Result.IGNORED
     assert book.firing == {}
 
 
+@pytest.mark.parametrize(
+    ("late", "result"), [(0.0, Result.IGNORED), (LATE_SECONDS, Result.IGNORED), (LATE_SECONDS + 0.1, Result.ACCEPTED)]
+)
+def test_an_alert_that_comes_again_long_after_its_resolve_with_its_old_start_fires(late: float, result: Result) -> None:
+    # Alertmanager takes it for over when Prometheus was cut off, and Prometheus sends it on with the start it had.
+    book = AlertBook()
+    book.fire(known(10.0))
+    book.resolve(KEY, 10.0, received=50.0)
+    assert book.fire(known(10.0, seen=50.0 + late)) is result
+    assert (KEY in book.firing) is (result is Result.ACCEPTED)
+
+
+def test_a_resolve_that_is_sent_again_makes_late_copies_of_it_late_again() -> None:
+    book = AlertBook()
+    book.resolve(KEY, 10.0, received=0.0)
+    book.resolve(KEY, 10.0, received=500.0)
+    assert book.fire(known(10.0, seen=500.0)) is Result.IGNORED
+
+
 def test_a_resolve_that_arrives_before_its_firing_is_remembered() -> None:
     book = AlertBook()
-    assert book.resolve(KEY, 10.0) is Result.IGNORED
+    assert book.resolve(KEY, 10.0, received=0.0) is Result.IGNORED
     assert book.fire(known(10.0)) is Result.IGNORED
     assert book.fire(known(10.1)) is Result.ACCEPTED
 
@@ -84,14 +104,14 @@ def test_a_resolve_that_arrives_before_its_firing_is_remembered() -> None:
 def test_a_resolve_of_an_earlier_firing_ends_nothing() -> None:
     book = AlertBook()
     book.fire(known(20.0))
-    assert book.resolve(KEY, 10.0) is Result.IGNORED
+    assert book.resolve(KEY, 10.0, received=0.0) is Result.IGNORED
     assert KEY in book.firing
 
 
 def test_an_older_resolve_does_not_set_back_what_is_remembered() -> None:
     book = AlertBook()
-    book.resolve(KEY, 10.0)
-    assert book.resolve(KEY, 5.0) is Result.DUPLICATE
+    book.resolve(KEY, 10.0, received=0.0)
+    assert book.resolve(KEY, 5.0, received=0.0) is Result.DUPLICATE
     assert book.fire(known(10.0)) is Result.IGNORED
 
 
@@ -100,7 +120,7 @@ def test_an_alert_of_the_same_fingerprint_with_other_labels_is_another_alert() -
     book.fire(known(10.0))
     other = known(10.0, labels={"alertname": "Other"})
     assert book.fire(other) is Result.ACCEPTED
-    assert book.resolve(other.key, 10.0) is Result.ACCEPTED
+    assert book.resolve(other.key, 10.0, received=0.0) is Result.ACCEPTED
     assert KEY in book.firing
 
 
@@ -114,26 +134,33 @@ def test_a_full_book_refuses_new_alerts_and_takes_known_ones() -> None:
     book.fire(known(10.0))
     assert book.fire(known(10.0, fingerprint="g")) is Result.REFUSED
     assert book.fire(known(11.0)) is Result.ACCEPTED
-    book.resolve(KEY, 11.0)
+    book.resolve(KEY, 11.0, received=0.0)
     assert book.fire(known(10.0, fingerprint="g")) is Result.ACCEPTED
 
 
 def test_resolves_are_remembered_within_bounds_the_newest_longest() -> None:
     book = AlertBook(most=2)
     for key in ("a", "b", "a", "c"):
-        book.resolve(key, 1.0)
+        book.resolve(key, 1.0, received=0.0)
     assert list(book.state.resolved) == ["a", "c"]
 
 
 def test_the_book_survives_json_and_what_was_seen_ages_by_running_time_only() -> None:
     book = AlertBook()
     book.fire(known(10.0, seen=NOW.mono - 60.0))
-    book.resolve("gone", 5.0)
+    book.resolve("gone", 5.0, received=NOW.mono - 90.0)
     document = json.loads(json.dumps(book.state.document(NOW)))
     later = Instant(mono=3.0, wall=NOW.wall + 86_400)
     state = BookState.from_document(document, later)
-    assert state.resolved == {"gone": 5.0}
+    assert state.resolved == {"gone": Resolve(starts_at=5.0, received=-87.0)}
     assert state.firing == {KEY: known(10.0, seen=-57.0)}
+
+
+def test_a_resolve_that_was_stored_without_its_time_counts_as_long_ago() -> None:
+    book = AlertBook()
+    book.restore(BookState.from_document({"firing": [], "resolved": {KEY: 10.0}}, NOW))
+    assert book.fire(known(10.0, seen=NOW.mono)) is Result.ACCEPTED
+    json.dumps(book.state.document(NOW), allow_nan=False)
 
 
 def test_a_document_from_before_alerts_were_kept_is_an_empty_book() -> None:
@@ -141,7 +168,16 @@ def test_a_document_from_before_alerts_were_kept_is_an_empty_book() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", [{}, None, "x", [1], {"firing": [{}], "resolved": {}}, {"firing": [], "resolved": {"a": "x"}}]
+    "document",
+    [
+        {},
+        None,
+        "x",
+        [1],
+        {"firing": [{}], "resolved": {}},
+        {"firing": [], "resolved": {"a": "x"}},
+        {"firing": [], "resolved": {"a": {"starts_at": 1.0}}},
+    ],
 )
 def test_a_document_that_cannot_be_read_is_an_error(document: Any) -> None:
     with pytest.raises(StorageError, match="stored alerts"):
@@ -149,22 +185,22 @@ def test_a_document_that_cannot_be_read_is_an_error(document: Any) -> None:
 
 
 def test_where_two_states_compete_whatever_fires_in_either_fires() -> None:
-    one = BookState(firing={"a": known(1.0)}, resolved={"b": 1.0, "c": 1.0})
-    other = BookState(firing={"b": known(1.0)}, resolved={"a": 1.0})
+    one = BookState(firing={"a": known(1.0)}, resolved={"b": ENDED, "c": ENDED})
+    other = BookState(firing={"b": known(1.0)}, resolved={"a": ENDED})
     both = one.stricter(other)
     assert set(both.firing) == {"a", "b"}
-    assert both.resolved == {"c": 1.0}
+    assert both.resolved == {"c": ENDED}
 
 
 def test_what_came_in_before_the_restore_counts_on_top_of_what_was_stored() -> None:
     book = AlertBook()
     book.fire(known(10.0, fingerprint="early"))
     book.fire(known(10.0, fingerprint="replayed"))
-    book.resolve(KEY, 10.0)
+    book.resolve(KEY, 10.0, received=0.0)
     replayed = known(10.0, fingerprint="replayed").key
-    book.restore(BookState(firing={KEY: known(10.0)}, resolved={replayed: 10.0}))
+    book.restore(BookState(firing={KEY: known(10.0)}, resolved={replayed: ENDED}))
     assert set(book.firing) == {known(fingerprint="early").key}
-    assert book.state.resolved[KEY] == 10.0
+    assert book.state.resolved[KEY] == ENDED
 
 
 # With rules, a switch and a keeper
@@ -407,6 +443,32 @@ async def test_the_same_alert_kills_again_after_a_recovery(make: Any) -> None:
     assert world.state() is State.ACTIVE
     assert await world.send(sent(start=20.0)) == {"accepted": 1}
     assert world.state() is State.KILLED
+
+
+async def test_an_alert_that_ended_only_because_nobody_repeated_it_kills_when_it_is_sent_on(make: Any) -> None:
+    world = make()
+    await world.send(sent())
+    await world.send(sent(firing=False))
+    await world.recover()
+    await world.reopen()
+    world.clock.jump(LATE_SECONDS)
+    assert await world.send(sent()) == {"accepted": 1}
+    assert world.state() is State.KILLED
+
+
+async def test_a_resolve_that_has_grown_old_is_stored_as_old(make: Any) -> None:
+    # Else a crash much later would make it young again, and an alert that is sent on would be ignored anew.
+    world = make()
+    await world.send(sent(firing=False))
+    await world.tick()
+    await world.settle()
+    written = len(world.memory.documents)
+    world.clock.jump(LATE_SECONDS + 1.0)
+    await world.tick()
+    await world.tick()
+    await asyncio.sleep(0)  # nobody waits for what is written here, so `settle` does not either
+    assert len(world.memory.documents) == written + 1
+    assert world.memory.documents[-1]["alerts"]["resolved"][KEY]["received_elapsed"] > LATE_SECONDS
 
 
 async def test_an_expired_alert_stops_blocking_a_recovery_but_lifts_nothing_before(make: Any) -> None:
