@@ -489,7 +489,7 @@ class _RecordFamilies:
         self._source_up = _gauge(
             "killswitch_source_up",
             ("source",),
-            "1 if the source answered when it was asked last; NaN if nobody asked it yet.",
+            "1 if the source gave a usable answer last time, 0 if not; NaN if no rule asks it.",
         )
         self._breach_to_block = _Histogram(
             "killswitch_breach_to_block_seconds", "Time from the sample that broke a limit to the closed gate."

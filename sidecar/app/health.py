@@ -65,7 +65,7 @@ class HealthChecks:
     def __init__(
         self,
         *,
-        sources: Callable[[], Sequence[tuple[str, bool, str]]] | None,
+        sources: Callable[[], Sequence[tuple[str, bool | None, str]]] | None,
         min_memory_available: int | None,
         max_cpu_percent: float | None,
         queries: Sequence[QueryCheck],

@@ -215,7 +215,7 @@ class Notifications:
 
     def _sources(self) -> Iterator[OwnAlert]:
         for name, up, error in self._app.sources.states():
-            if not up and error:  # without an error nobody has asked it yet
+            if not up and error:  # without an error no rule asks it
                 yield self._alert(
                     "KillswitchSourceDown", "critical", f"source {name} does not answer", error, source=name
                 )

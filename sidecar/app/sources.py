@@ -18,6 +18,12 @@ log = logging.getLogger("sidecar.sources")
 PROMETHEUS = "prometheus"
 NOT_CONFIGURED = Failure(reason="unreachable", message="prometheus.urls is empty", unreachable=True)
 
+_NO_ANSWER = frozenset({"http_error", "bad_response"})
+"""Reasons of a failure that lie in the server, though it can be reached."""
+
+State = tuple[str, bool | None, str]
+"""Name of a source; whether it gave a usable answer last time, None while no rule asks it; and what is wrong."""
+
 Receive = Callable[[Rule, Answer | Failure], None]
 Probe = Callable[[Rule], Awaitable[Answer | Failure]]
 
@@ -69,21 +75,26 @@ class RuleSources:
             rule.query: parse_selector(rule.query) for rule in asked if rule.query and rule.source != PROMETHEUS
         }
         self.used = frozenset(rule.source for rule in asked if rule.enforcing)
+        # Of a source that nobody asks any more, nobody would hear that it is back.
+        sources = {rule.source for rule in asked}
+        self.errors = {name: error for name, error in self.errors.items() if name in sources}
         names = {rule.trigger for rule in rules.rules if rule.enabled}
         for name in self._probing.keys() - names:
             self._probing.pop(name)[1].cancel()
 
-    def states(self) -> list[tuple[str, bool, str]]:
-        """Name, whether it answers, and what is wrong, for every configured source."""
-        found = [
-            (f"scrape:{name}", scrape.up, self.errors.get(f"scrape:{name}", ""))
-            for name, scrape in self._scrapes.items()
-        ]
+    def states(self) -> list[State]:
+        """How every configured source is doing."""
+        found = [self._state(f"scrape:{name}", scrape.up) for name, scrape in self._scrapes.items()]
         if self._prometheus is not None:
-            found.insert(0, (PROMETHEUS, self._prometheus.up, self.errors.get(PROMETHEUS, "")))
+            found.insert(0, self._state(PROMETHEUS, self._prometheus.up))
         return found
 
-    def states_of_used(self) -> list[tuple[str, bool, str]]:
+    def _state(self, name: str, up: bool) -> State:
+        error = self.errors.get(name, "")
+        # One that is down has an error as soon as a rule has asked it.
+        return name, up or (False if error else None), error
+
+    def states_of_used(self) -> list[State]:
         """The same for sources that an enforcing rule asks."""
         return [state for state in self.states() if state[0] in self.used]
 
@@ -159,7 +170,7 @@ class RuleSources:
         return Query(key=rule.trigger, text=parsed.text, kind=parsed.kind, selectors=parsed.selectors)
 
     def _note(self, source: str, outcome: Answer | Failure) -> None:
-        if isinstance(outcome, Failure) and outcome.unreachable:
+        if isinstance(outcome, Failure) and _is_down(source, outcome):
             if source not in self.errors:
                 log.warning("source.down", extra={"fields": {"source": source, "error": outcome.message}})
             self.errors[source] = outcome.message
@@ -181,3 +192,8 @@ class RuleSources:
                 asked.append(Query(key=str(index), text=parsed.text, kind=parsed.kind, selectors=parsed.selectors))
         outcomes |= await self._prometheus.query(asked)
         return [outcomes[str(index)] for index in range(len(queries))]
+
+
+def _is_down(source: str, failure: Failure) -> bool:
+    # What Prometheus says about a query is an answer. An endpoint is asked none: whatever it does wrong is its own.
+    return failure.unreachable or failure.reason in _NO_ANSWER or source != PROMETHEUS

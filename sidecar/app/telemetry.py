@@ -77,9 +77,8 @@ class AppTelemetry:
         return {name: missed.get(name, 0) for name in self._app.evaluator.group_names()}
 
     def sources(self) -> Mapping[str, bool | None]:
-        """Whether each source answered last time; None for one that nobody has asked yet."""
-        # One that is down has an error as soon as somebody has asked it.
-        return {name: up or (False if error else None) for name, up, error in self._app.sources.states()}
+        """Whether each source gave a usable answer last time; None for one that no rule asks."""
+        return {name: up for name, up, _ in self._app.sources.states()}
 
     def gate(self) -> GateTelemetry:
         """What the gate has answered."""

@@ -152,7 +152,7 @@ def print_status(document: Mapping[str, Any], *, command: str, now: datetime) ->
     for waiver in _mappings(document.get("waivers")):
         print_field("Waived", _waiver(waiver, now))
     for source in _mappings(document.get("sources")):
-        if source.get("up") is not True:
+        if source.get("up") is False:  # null: no rule asks it
             print_field("Source", f"{_text(source, 'name')} is DOWN: {_text(source, 'error') or 'no reason given'}")
     for problem in _problems(document):
         print_field("Problem", problem)

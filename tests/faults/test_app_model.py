@@ -210,8 +210,7 @@ class AppMachine(RuleBasedStateMachine):
 
     @rule(firing=st.booleans())
     def an_alert_comes(self, firing: bool) -> None:
-        # By the clock of Prometheus, which does not step with ours: within 2 min of a resolve a firing that is not newer
-        # is ignored.
+        # By the clock of Prometheus, which does not step with ours: one not newer than a fresh resolve is ignored.
         starts_at = 1.7e9 + self.model.now
         alert = ReceivedAlert(firing=firing, labels={"k": "v"}, annotations={}, starts_at=starts_at, fingerprint="f")
         already = self.model.alert

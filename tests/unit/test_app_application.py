@@ -472,9 +472,14 @@ def test_a_source_that_nobody_asked_is_shown_as_neither_up_nor_down(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = world.build()
-    states = [("prometheus", False, ""), ("scrape:a", False, "refused"), ("scrape:b", True, "")]
+    states = [("prometheus", None, ""), ("scrape:a", False, "refused"), ("scrape:b", True, "")]
     monkeypatch.setattr(app.sources, "states", lambda: states)
     assert AppTelemetry(app).sources() == {"prometheus": None, "scrape:a": False, "scrape:b": True}
+    assert app.desk.status()["sources"] == [
+        {"name": "prometheus", "up": None, "error": None},
+        {"name": "scrape:a", "up": False, "error": "refused"},
+        {"name": "scrape:b", "up": True, "error": None},
+    ]
 
 
 # Reloading

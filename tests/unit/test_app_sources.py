@@ -31,9 +31,10 @@ class FakePrometheus:
 
 class FakeScrape:
     up = False
+    answer: Answer | Failure = DOWN
 
     def query(self, query: Any) -> Answer | Failure:
-        return DOWN
+        return self.answer
 
 
 def threshold(name: str, query: str = "up", **changes: Any) -> Rule:
@@ -80,7 +81,7 @@ async def test_without_a_server_every_rule_hears_that_it_is_unreachable() -> Non
     assert isinstance(answer, Failure)
     assert answer.unreachable
     assert await world.sources.ask_queries(["up"]) == [answer]
-    assert world.sources.states() == [("scrape:trader", False, "")]
+    assert world.sources.states() == [("scrape:trader", None, "")]
 
 
 async def test_a_scraped_source_answers_from_what_it_has_and_an_unknown_one_is_unreachable() -> None:
@@ -100,6 +101,34 @@ async def test_a_source_is_noted_down_by_what_it_says_and_up_again_by_its_next_a
     prometheus.answer, prometheus.up = BAD, True
     await world.ask()
     assert world.sources.states()[0] == ("prometheus", True, "")
+
+
+@pytest.mark.parametrize("reason", ["http_error", "bad_response"])
+async def test_a_server_that_gives_no_answer_of_the_query_api_is_down_for_what_it_said(reason: str) -> None:
+    prometheus = FakePrometheus()
+    world = World(threshold("a"), prometheus=prometheus)
+    prometheus.answer, prometheus.up = Failure(reason=reason, message="HTTP 500", unreachable=False), False
+    await world.ask()
+    assert world.sources.states()[0] == ("prometheus", False, "HTTP 500")
+
+
+async def test_an_endpoint_that_exports_nothing_usable_is_down_for_what_it_said() -> None:
+    world = World(threshold("a", source="scrape:trader"))
+    world.sources._scrapes["trader"].answer = Failure(reason="too_large", message="16 MiB", unreachable=False)  # type: ignore[index, attr-defined]
+    await world.ask()
+    assert world.sources.states() == [("scrape:trader", False, "16 MiB")]
+
+
+async def test_a_source_that_no_rule_asks_is_neither_up_nor_down() -> None:
+    prometheus = FakePrometheus()
+    prometheus.up = False
+    world = World(threshold("a"), prometheus=prometheus)
+    assert world.sources.states()[0] == ("prometheus", None, "")
+    prometheus.answer = DOWN
+    await world.ask()
+    assert world.sources.states()[0] == ("prometheus", False, "refused")
+    world.sources.prepare(World.set(venue()))  # a reload took the rule away: nobody will hear that it is back
+    assert world.sources.states()[0] == ("prometheus", None, "")
 
 
 async def test_a_probe_that_hangs_delays_no_other_rule_and_is_not_started_again() -> None:

@@ -253,6 +253,11 @@ def test_trading_is_never_called_allowed_where_the_gate_does_not_allow_it():
         assert not banner(status(**changes))[0].startswith("TRADING ALLOWED")
 
 
+def test_a_source_that_no_rule_asks_is_not_called_down(sidecar):
+    sidecar.answer("GET", "/api/v1/status", status(sources=[{"name": "prometheus", "up": None, "error": None}]))
+    assert "prometheus" not in run("status", "--socket", sidecar.path).stdout
+
+
 def test_the_screen_tells_why_since_when_and_the_next_command_in_eighty_columns(sidecar):
     sidecar.answer(
         "GET", "/api/v1/status",
