@@ -84,12 +84,12 @@ class RuleSources:
 
     def states(self) -> list[State]:
         """How every configured source is doing."""
-        found = [self._state(f"scrape:{name}", scrape.up) for name, scrape in self._scrapes.items()]
+        found = [self._state(f"scrape:{name}", up=scrape.up) for name, scrape in self._scrapes.items()]
         if self._prometheus is not None:
-            found.insert(0, self._state(PROMETHEUS, self._prometheus.up))
+            found.insert(0, self._state(PROMETHEUS, up=self._prometheus.up))
         return found
 
-    def _state(self, name: str, up: bool) -> State:
+    def _state(self, name: str, *, up: bool) -> State:
         error = self.errors.get(name, "")
         # One that is down has an error as soon as a rule has asked it.
         return name, up or (False if error else None), error
