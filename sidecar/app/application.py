@@ -64,7 +64,7 @@ log = logging.getLogger("sidecar.app")
 APPROVAL_CODE = "KILL_SWITCH_APPROVAL_CODE"
 STORAGE_PATIENCE_SECONDS = 2.0
 STORAGE_RETRY_SECONDS = 2.0
-BEATS_PER_LEASE = 5
+BEATS_PER_LEASE = 8  # the contract's five, and room for a timer that is late
 DEGRADED_LIVENESS_SECONDS = 30.0
 STOP_SECONDS = 5.0
 CREDENTIALS_SECONDS = 5.0
@@ -250,6 +250,7 @@ class Application:
             stack.push_async_callback(self.evaluator.stop)
             await self._supervise([*tasks, storage])
             self._announce("sidecar.stopped")
+            self.keeper.checkpoint()  # running time that was counted since the last save
             await self.keeper.drain(STOP_SECONDS)
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from sidecar.app.clock import stamp, utc
 from sidecar.core.events import (
     Approve,
+    BeginRecovery,
     CancelRecovery,
     EndWaiver,
     Event,
@@ -115,6 +116,8 @@ def _details(event: Event) -> dict[str, Any]:
             return {"by_verified": verified, "waive": [_waiver(waiver) for waiver in event.waivers]}
         case Approve():
             return {"by_verified": event.approval.by_verified}
+        case BeginRecovery():
+            return {"taken_as_clear": list(event.taken_as_clear)}
         case HoldRemoved():
             return {"rules": [demand.trigger for demand in event.demands]}
         case _:

@@ -240,12 +240,24 @@ class Evaluator:
         """Groups that have not completed their first evaluation since they were started."""
         return [name for name in self._tasks if name not in self.completed]
 
-    def blockers(self, waivers: Sequence[Waiver]) -> list[str]:
-        """What stands in the way of a recovery: rules that are not clear and that none of `waivers` covers."""
+    def is_clear(self, rule: Rule) -> bool:
+        """Whether it is enforced, inactive and sees."""
+        return rule.enforcing and is_clear(self.triggers[rule.trigger])
+
+    def blockers(self, waivers: Sequence[Waiver], killed_by: AbstractSet[str] = frozenset()) -> list[str]:
+        """What stands in the way of a recovery: rules that are not clear and that none of `waivers` covers.
+
+        Args:
+            waivers: those of the recovery.
+            killed_by: rules among the causes of the present kill. One of them that is no longer enforced cannot be seen
+                to be clear, and would otherwise be waived by an edit of its file.
+        """
         waived = {waiver.trigger: waiver for waiver in waivers}
         found = []
         for rule in self.rules.rules:
-            if rule.enforcing and (waived.get(rule.trigger) is None or waived[rule.trigger].threshold is not None):
+            if not rule.enforcing and rule.trigger in killed_by - waived.keys():
+                found.append(f"rule {rule.trigger} killed and is not enforced any more; waive it, or enforce it again")
+            elif rule.enforcing and (waived.get(rule.trigger) is None or waived[rule.trigger].threshold is not None):
                 objection = self._objection(rule, waived.get(rule.trigger))
                 found += [objection] if objection else []
         return found
@@ -511,6 +523,11 @@ class Evaluator:
                 known = self.triggers.get(waiver.trigger)
                 if known is not None and waiver.threshold is not None:
                     self.triggers[waiver.trigger] = replace(known, main=QUIET, steps=())
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a rule is on its way to fire."""
+        return any(trigger.status is Status.PENDING for trigger in self.triggers.values())
 
     def running_timers(self) -> Iterator[str]:
         """Triggers whose timers are running and should be saved now and then."""

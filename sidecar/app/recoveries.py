@@ -5,7 +5,7 @@ People come in through `recover`, `approve` and `cancel`; time and health throug
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sidecar.adapters.approvers import Approvers
@@ -22,6 +22,7 @@ from sidecar.core.errors import (
     LockedOut,
     NotDurable,
     RecoveryBlocked,
+    StorageError,
 )
 from sidecar.core.events import (
     Approval,
@@ -53,6 +54,7 @@ log = logging.getLogger("sidecar.recoveries")
 
 DRIVE_SECONDS = 0.1
 CHECKPOINT_SECONDS = 5.0
+PENDING_CHECKPOINT_SECONDS = 1.0  # what a crash takes from a rule's `for` must be little beside it
 DURABLE_WITHIN_SECONDS = 2.0
 HEALTH_ROUNDS_TO_LOSE = 3
 """Consecutive unhealthy rounds that abort a recovery, so that one bad look does not."""
@@ -97,7 +99,7 @@ class RecoveryDesk:
         self._ready = ready
         self._unhealthy_rounds = 0
         self._next_health = 0.0
-        self._next_checkpoint = 0.0
+        self._last_checkpoint = float("-inf")
         self._verifying = asyncio.Lock()
         # A thread of its own: the allocator keeps the 16 MiB of a hash for the thread that took them, and among the six
         # or more of the default executor that would come to a container's whole limit.
@@ -155,7 +157,8 @@ class RecoveryDesk:
         self._must_be_possible(Approve)
         asked = self._keeper.switch.state.recovery
         if asked is None:
-            raise InvalidTransition("there is no recovery to approve; ask for one first")
+            state = self._keeper.switch.state.state
+            raise InvalidTransition(f"the switch is {state} and there is no recovery to approve; ask for one first")
         if asked.stage is not Stage.PENDING:
             raise InvalidTransition(f"the recovery is {asked.stage} and needs no further approval")
         approval = await self._approval(by, code)
@@ -167,6 +170,7 @@ class RecoveryDesk:
 
     def cancel(self, *, by: str, reason: str, by_verified: bool) -> None:
         """Take back a recovery that is pending or in its cooldown; raise InvalidTransition where there is none."""
+        self._must_be_known()
         try:
             self._keeper.apply(CancelRecovery(by=by, reason=reason, by_verified=by_verified))
         except InvalidTransition as error:
@@ -175,10 +179,15 @@ class RecoveryDesk:
 
     def _must_be_possible(self, event: type[RequestRecovery | Approve]) -> None:
         # Asked before the code is looked at: a code in the wrong state is no attempt on the code.
+        self._must_be_known()
         state = self._keeper.switch.state
         if (state.state, event.kind) not in TABLE:
             name = event.kind.value.replace("_", " ")
             raise InvalidTransition(f"{name} is not possible while the switch is {state.state}")
+
+    def _must_be_known(self) -> None:
+        if not self._keeper.restored:
+            raise StorageError(self._ready() or "the stored state is not known yet; ask again")
 
     async def _approval(self, by: str, code: str | None) -> Approval:
         if self.approvers is None or self.approvers.count == 0:
@@ -227,6 +236,9 @@ class RecoveryDesk:
             with_threshold(rule, float(str(threshold)))  # says what is wrong with the rule or the number
         if not isinstance(seconds, float) or seconds <= 0:
             raise ValueError(f"waive: the waiver of {name!r} must end in the future")
+        if self._evaluator.is_clear(rule):
+            # To waive what does not stand in the way would only mute the rule for later.
+            raise InvalidTransition(f"waive: rule {name} is clear, so there is nothing to waive; leave it out")
         now = self._clock.now()
         return Waiver(
             trigger=name,
@@ -255,13 +267,23 @@ class RecoveryDesk:
             if blockers:
                 self._keeper.apply(RefuseRecovery(blockers=tuple(blockers)))
                 raise RecoveryBlocked(blockers)
-            if not await self._loosen(BeginRecovery()):
+            if not await self._loosen(BeginRecovery(taken_as_clear=tuple(self._taken_as_clear()))):
                 if self._keeper.switch.state.recovery is not recovery:
                     raise InvalidTransition("a new kill came while the recovery was stored: all approvals are void")
+                # It must not begin by itself after all, once the volume takes it: this answer says that it has not.
+                self._keeper.apply(RefuseRecovery(blockers=("the recovery could not be stored",)))
                 raise NotDurable(
                     "the recovery could not be stored, so it has not begun; the switch is still KILLED",
                     status={"state": State.KILLED.value, "durable": False},
                 )
+
+    def _taken_as_clear(self) -> Iterator[str]:
+        known = {rule.trigger for rule in self._evaluator.rules.rules}
+        for cause in self._keeper.switch.state.causes:
+            if cause.trigger is None:
+                yield f"{cause.code.value} by {cause.by}" if cause.by else cause.code.value
+            elif cause.trigger not in known:
+                yield f"rule {cause.trigger}, which no longer exists"
 
     def blockers(self, waivers: Sequence[Waiver]) -> list[str]:
         """What stands in the way of trading at the moment, by triggers and the last health checks."""
@@ -269,7 +291,8 @@ class RecoveryDesk:
         if (unready := self._ready()) is not None:
             found.append(unready)
         if self._keeper.switch.policies.recovery.require_triggers_clear:
-            found += self._evaluator.blockers(waivers)
+            killed_by = {cause.trigger for cause in self._keeper.switch.state.causes if cause.trigger is not None}
+            found += self._evaluator.blockers(waivers, killed_by)
         return found
 
     async def check_health(self) -> tuple[Check, ...]:
@@ -352,7 +375,10 @@ class RecoveryDesk:
 
     async def _reopen(self) -> None:
         recovery = self._keeper.switch.state.recovery
-        if recovery is None or self.blockers(self._keeper.switch.state.waivers):
+        if recovery is None:
+            return
+        if blockers := self.blockers(self._keeper.switch.state.waivers):
+            self.step_waits_for = "; ".join(blockers)
             return  # the cooldown is over, but not everything is clear: wait on, blocked as before
         first = self._keeper.switch.policies.recovery.steps[0]
         finding = await self._gates.look(first, recovery.stage_since)
@@ -399,6 +425,7 @@ class RecoveryDesk:
     def _save_timers(self) -> None:
         now = self._clock.now()
         counting = needs_checkpoint(self._keeper.switch.state) or any(self._evaluator.running_timers())
-        if counting and now.mono >= self._next_checkpoint:
-            self._next_checkpoint = now.mono + CHECKPOINT_SECONDS
+        interval = PENDING_CHECKPOINT_SECONDS if self._evaluator.is_pending else CHECKPOINT_SECONDS
+        if counting and now.mono - self._last_checkpoint >= interval:
+            self._last_checkpoint = now.mono
             self._keeper.checkpoint()

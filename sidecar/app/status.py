@@ -63,10 +63,12 @@ def recovery_document(
             {"by": one.by, "by_verified": one.by_verified, "time": stamp(one.granted)}
             for one in (recovery.approvals if recovery else ())
         ],
+        "waivers": [_waiver(waiver) for waiver in (recovery.waivers if recovery else ())],
         "approvals_needed": policy.approvals if policy.require_approval else 0,
         "approvals_lapse_in_seconds": _lapse(state, now, policy),
         "cooldown_seconds": _cooldown(state, policy),
         "cooldown_remaining_seconds": round(cooldown_remaining(state, now), 3),
+        "waits_for": step_waits_for if state.stage is Stage.COOLDOWN and not cooldown_remaining(state, now) else None,
         "steps": [
             {"factor": step.factor, "after_seconds": step.after, "gates": [_gate(gate) for gate in step.gates]}
             for step in policy.steps

@@ -147,7 +147,7 @@ def print_status(document: Mapping[str, Any], *, command: str, now: datetime) ->
     for label, text in _why(document, now):
         print_field(label, text)
     print_field("Limits", _limits(document))
-    for label, text in _recovery(document, now):
+    for label, text in recovery_lines(document, now):
         print_field(label, text)
     for waiver in _mappings(document.get("waivers")):
         print_field("Waived", _waiver(waiver, now))
@@ -198,7 +198,8 @@ def _limits(document: Mapping[str, Any]) -> str:
     return f"{percent_text(factor)} of position limits, restriction {_text(document, 'restriction')}"
 
 
-def _recovery(document: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, str]]:
+def recovery_lines(document: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, str]]:
+    """What there is to say of a recovery, as labels and texts; nothing where there is none."""
     recovery = document.get("recovery")
     recovery = recovery if isinstance(recovery, dict) else {}
     stage = one_line(recovery.get("stage") or document.get("stage") or "NONE")
@@ -208,8 +209,12 @@ def _recovery(document: Mapping[str, Any], now: datetime) -> Iterator[tuple[str,
     when = f" ({moment_text(recovery.get('requested'), now)})" if recovery.get("requested") else ""
     yield "Recovery", f"{stage.replace('_', ' ')}{asked}{when}"
     yield "", _approvals(recovery)
+    if stage in ("PENDING", "VALIDATING"):
+        for waiver in _mappings(recovery.get("waivers")):
+            yield "", f"would waive {_waiver(waiver, now)}"
     if stage == "COOLDOWN":
-        yield "", f"cooldown: {_seconds(recovery.get('cooldown_remaining_seconds'))} left"
+        waits = f", waits for {_text(recovery, 'waits_for')}" if recovery.get("waits_for") else ""
+        yield "", f"cooldown: {_seconds(recovery.get('cooldown_remaining_seconds'))} left{waits}"
     step = recovery.get("next_step")
     if isinstance(step, dict):
         waits = f", waits for {_text(step, 'waits_for')}" if step.get("waits_for") else ""

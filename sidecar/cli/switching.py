@@ -16,7 +16,7 @@ from sidecar.cli.codes import read_code, stdin_is_terminal
 from sidecar.cli.context import Command, Context, examples, pass_context
 from sidecar.cli.control import Reply, Unreachable
 from sidecar.cli.outcomes import Failure, refused, unreachable
-from sidecar.cli.status import banner, print_status, status_document
+from sidecar.cli.status import banner, print_status, recovery_lines, status_document
 from sidecar.cli.tables import print_body
 from sidecar.cli.words import one_line
 
@@ -202,6 +202,8 @@ def _code_of(context: Context, by: str) -> str:
         document = reply.document()
         if reply.ok and document.get("switch"):
             click.echo(f"{one_line(document['switch'])}: {banner(document)[0]}", err=True)
+            for _, text in recovery_lines(document, datetime.now(UTC)):
+                click.echo(f"  {text}", err=True)
             prompt += f" for {one_line(document['switch'])}"
     return read_code(prompt)
 

@@ -190,9 +190,14 @@ class ExpireApprovals:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BeginRecovery:
-    """All approvals are there, triggers are clear or waived, checks are healthy: the cooldown starts."""
+    """All approvals are there, triggers are clear or waived, checks are healthy: the cooldown starts.
+
+    Attributes:
+        taken_as_clear: the causes of the kill that no rule can clear any more, in words.
+    """
 
     kind: ClassVar[EventKind] = EventKind.BEGIN
+    taken_as_clear: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

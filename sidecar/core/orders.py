@@ -276,7 +276,8 @@ def _shadowed(decision: Decision) -> Decision:
         since=decision.reason.since,
         release="nothing is blocked in shadow mode but by an operator's own kill",
     )
-    return Decision(allow=True, reason=reason, max_quantity=decision.max_quantity, limit=decision.limit)
+    # No size: whoever sizes orders by what would pass would be held down by a shadow.
+    return Decision(allow=True, reason=reason)
 
 
 def _active(snapshot: Snapshot) -> Reason:

@@ -224,7 +224,7 @@ def _request(state: SwitchState, event: RequestRecovery, now: Instant, policies:
 def _approve(state: SwitchState, event: Approve, now: Instant, policies: Policies) -> SwitchState:
     recovery = state.recovery
     if recovery is None:
-        raise InvalidTransition("there is no recovery to approve; ask for one first")
+        raise InvalidTransition(f"the switch is {state.state} and there is no recovery to approve; ask for one first")
     if recovery.stage is not Stage.PENDING:
         raise InvalidTransition(f"the recovery is {recovery.stage} and needs no further approval")
     if approvals_lapsed(recovery, now, policies.recovery):
@@ -306,7 +306,7 @@ def cooldown_after(policy: RecoveryPolicy, kills_in_a_row: int) -> float:
 
 def _cancel(state: SwitchState, event: CancelRecovery, now: Instant, policies: Policies) -> SwitchState:  # noqa: ARG001
     if state.recovery is None:
-        raise InvalidTransition("there is no recovery to cancel")
+        raise InvalidTransition(f"the switch is {state.state} and there is no recovery to cancel")
     return _without_approval(state)
 
 

@@ -112,6 +112,18 @@ def test_a_crash_in_the_cooldown_neither_shortens_it_nor_loses_the_approval(side
     assert float(answer.headers["x-killswitch-factor"]) == 0.5
 
 
+def test_an_orderly_stop_loses_nothing_of_the_cooldown_that_has_run(sidecar):
+    switch = sidecar(recovery={"cooldown": "60s", "health": {"sources_up": False}})
+    switch.kill_switch()
+    assert switch.recover().status == 200
+    before = switch.wait_status("some of the cooldown", lambda s: s["recovery"]["cooldown_remaining_seconds"] < 58.0)
+    assert switch.terminate() == 0
+    switch.start()
+    switch.wait_gate(403, "recovering")
+    left = switch.status()["recovery"]["cooldown_remaining_seconds"]
+    assert left <= before["recovery"]["cooldown_remaining_seconds"]
+
+
 def test_a_crash_in_the_gradual_restart_neither_raises_the_factor_nor_shortens_the_step(sidecar):
     switch = sidecar(recovery={"cooldown": "0s", "steps": [{"factor": 0.5}, {"factor": 1.0, "after": "4s"}]})
     switch.kill_switch()

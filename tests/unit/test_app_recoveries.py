@@ -504,17 +504,25 @@ async def test_a_kill_during_validation_ends_the_recovery() -> None:
         assert world.where() == (State.KILLED, Stage.NONE)
 
 
-async def test_a_recovery_that_cannot_be_stored_has_not_begun_and_goes_on_by_itself_later() -> None:
-    async with running() as world:
+@pytest.mark.parametrize("approvals", [1, 2])
+async def test_a_recovery_that_cannot_be_stored_has_not_begun_and_does_not_begin_by_itself_later(
+    approvals: int,
+) -> None:
+    async with running(replace(POLICY, approvals=approvals)) as world:
         world.kill()
+        if approvals == 2:
+            await world.recover(by="ann")
         await world.keeper.settled(2.0)
         world.memory.free.clear()
         with pytest.raises(NotDurable):
-            await world.recover()
-        assert world.where() == (State.KILLED, Stage.VALIDATING)
+            await (world.recover() if approvals == 1 else world.desk.approve(by="bob", code=RIGHT))
+        refused = (State.KILLED, Stage.NONE if approvals == 1 else Stage.PENDING)
+        assert world.where() == refused
         world.memory.free.set()
         await world.keeper.settled(2.0)
         await world.desk.drive_once()
+        assert world.where() == refused
+        await (world.recover() if approvals == 1 else world.desk.approve(by="bob", code=RIGHT))
         assert world.where() == (State.RECOVERING, Stage.COOLDOWN)
 
 
@@ -586,6 +594,60 @@ async def test_a_waiver_that_means_nothing_is_refused_and_audited(waiver: dict[s
         assert "recovery.request_refused" in await world.audited()
 
 
+async def test_a_rule_that_is_clear_cannot_be_waived() -> None:
+    async with running() as world:
+        world.kill()
+        with pytest.raises(InvalidTransition, match="rule dd is clear"):
+            await world.recover(waive=[waive()])
+        assert world.where() == (State.KILLED, Stage.NONE)
+
+
+@pytest.mark.parametrize("change", [{"enabled": False}, {"shadow": True}])
+async def test_a_rule_that_killed_and_is_not_enforced_any_more_is_not_clear(change: dict[str, Any]) -> None:
+    async with running() as world:
+        world.read(-0.2)
+        rule = replace(RULE, **change)
+        world.evaluator.load(RuleSet(groups=(Group(name="g", interval=1.0, rules=(rule,)),)), opened=True)
+        with pytest.raises(RecoveryBlocked, match="rule dd killed and is not enforced any more"):
+            await world.recover()
+        await world.recover(waive=[waive()])
+        assert world.where() == (State.RECOVERING, Stage.COOLDOWN)
+        await world.pass_time(60.0)
+        assert world.where() == (State.ACTIVE, Stage.GRADUAL_RESTART)
+
+
+async def test_what_counts_as_clear_without_a_rule_is_audited() -> None:
+    async with running() as world:
+        world.read(-0.2)
+        world.kill()
+        world.evaluator.load(RuleSet(groups=()), opened=True)
+        await world.recover()
+        await world.audited()
+        (started,) = [event for event in world.memory.events if event["type"] == "recovery.started"]
+        assert started["data"]["taken_as_clear"] == ["rule dd, which no longer exists", "operator by ann"]
+
+
+async def test_nothing_is_recovered_before_it_is_known_what_there_is_to_recover_from() -> None:
+    world = World(POLICY)
+    world.shut = "the stored state is not known: asking Prometheus"
+    for attempt in (world.recover(), world.desk.approve(by="bob", code=RIGHT)):
+        with pytest.raises(StorageError, match="asking Prometheus"):
+            await attempt
+    with pytest.raises(StorageError, match="asking Prometheus"):
+        world.desk.cancel(by="bob", reason="r", by_verified=False)
+    assert world.approvers.read == 0
+
+
+async def test_a_cooldown_that_is_over_says_what_it_waits_for() -> None:
+    async with running() as world:
+        world.kill()
+        await world.recover()
+        world.shut = "the feed is not there"
+        await world.pass_time(60.0)
+        assert world.where() == (State.RECOVERING, Stage.COOLDOWN)
+        assert world.desk.step_waits_for == "the feed is not there"
+
+
 async def test_a_threshold_for_a_rule_that_has_none_is_refused() -> None:
     async with running() as world:
         rule = replace(RULE, condition=Expression(expr="x"))
@@ -593,6 +655,21 @@ async def test_a_threshold_for_a_rule_that_has_none_is_refused() -> None:
         world.kill()
         with pytest.raises(ValueError, match="expression"):
             await world.recover(waive=[waive(threshold=1.0)])
+
+
+async def test_what_a_crash_takes_from_a_pending_rule_is_a_second_and_otherwise_five() -> None:
+    async with running() as world:
+        slow = replace(RULE, for_=60.0)
+        world.evaluator.load(RuleSet(groups=(Group(name="g", interval=1.0, rules=(slow,)),)), opened=True)
+        saved: list[float] = []
+        world.keeper.checkpoint = lambda: saved.append(world.clock.now().mono)  # type: ignore[method-assign]
+        world.kill()
+        await world.pass_time(10.0, looks=100)
+        assert len(saved) <= 3  # the time since the kill counts, for the back-off
+        world.read(-0.2)
+        saved.clear()
+        await world.pass_time(10.0, looks=100)
+        assert len(saved) >= 9
 
 
 # Losing it again

@@ -99,6 +99,25 @@ def test_a_cooldown_shows_what_is_left_of_it() -> None:
     assert document["approvals"] == [{"by": "bob", "by_verified": True, "time": "2023-11-14T22:13:20.000Z"}]
 
 
+def test_a_recovery_that_waits_for_approval_shows_what_it_would_waive() -> None:
+    waived = Waiver(trigger="dd", threshold=-0.25, until=NOW.wall + 60, until_mono=NOW.mono + 60, by="bob")
+    asked = Recovery(stage=Stage.PENDING, by="bob", reason="fixed", requested=NOW.wall, waivers=(waived,))
+    document = status(replace(KILLED, recovery=asked))
+    assert document["waivers"] == []
+    assert document["recovery"]["waivers"] == [
+        {"trigger": "dd", "threshold": -0.25, "until": stamp(NOW.wall + 60), "by": "bob"}
+    ]
+
+
+def test_a_cooldown_that_is_over_shows_what_it_waits_for_and_not_before() -> None:
+    def waits_for(now: Instant) -> object:
+        return recovery_document(COOLDOWN, now, POLICIES, "rule dd is firing")["waits_for"]
+
+    assert waits_for(NOW) is None
+    assert waits_for(Instant(mono=NOW.mono + 500.0, wall=NOW.wall)) == "rule dd is firing"
+    assert recovery_document(KILLED, NOW, POLICIES, "rule dd is firing")["waits_for"] is None
+
+
 def test_a_gradual_restart_shows_its_next_step_and_what_it_waits_for() -> None:
     assert COOLDOWN.recovery is not None
     restarting = replace(

@@ -69,6 +69,7 @@ _REASON: Final = members(
     }
 )
 _GATE: Final = members({"query": TEXT, "operator": TEXT, "threshold": NUMBER})
+_WAIVER: Final = members({"trigger": TEXT, "threshold": or_null(NUMBER), "until": TIME, "by": TEXT})
 _RECOVERY: Final = members(
     {
         "stage": words(Stage),
@@ -76,10 +77,12 @@ _RECOVERY: Final = members(
         "reason": or_null(TEXT),
         "requested": or_null(TIME),
         "approvals": listed(members({"by": TEXT, "by_verified": FLAG, "time": TIME})),
+        "waivers": listed(_WAIVER),
         "approvals_needed": COUNT,
         "approvals_lapse_in_seconds": or_null(NUMBER),
         "cooldown_seconds": NUMBER,
         "cooldown_remaining_seconds": NUMBER,
+        "waits_for": or_null(TEXT),
         "steps": listed(members({"factor": FACTOR, "after_seconds": NUMBER, "gates": listed(_GATE)})),
         "next_step": or_null(members({"factor": FACTOR, "in_seconds": NUMBER, "waits_for": or_null(TEXT)})),
     }
@@ -125,7 +128,7 @@ _STATUS: Final = members(
         "causes": listed(reference("Cause")),
         "gate": members({"decision": words(["allow", "deny"]), "reason": reference("Reason")}),
         "recovery": reference("Recovery"),
-        "waivers": listed(members({"trigger": TEXT, "threshold": or_null(NUMBER), "until": TIME, "by": TEXT})),
+        "waivers": listed(_WAIVER),
         "demands": listed(reference("Demand")),
         "version": TEXT,
         "ready": FLAG,

@@ -373,9 +373,9 @@ def test_a_request_is_kept_as_it_was_made() -> None:
 
 
 def test_there_must_be_something_to_approve_or_cancel() -> None:
-    with pytest.raises(InvalidTransition, match="no recovery to approve"):
+    with pytest.raises(InvalidTransition, match="KILLED and there is no recovery to approve"):
         run(KILLED, Approve(approval=approval()))
-    with pytest.raises(InvalidTransition, match="no recovery to cancel"):
+    with pytest.raises(InvalidTransition, match="KILLED and there is no recovery to cancel"):
         run(KILLED, CancelRecovery(by="ann"))
 
 
