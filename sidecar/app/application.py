@@ -617,10 +617,15 @@ class Application:
         if self.rules_error is not None and not self.evaluator.rules.groups:
             return f"no rules are loaded: {self.rules_error}"
         if not self.evaluator.rules.rules:
-            return f"no rules are loaded: nothing matches rules.files {list(self.settings.rules.files)}"
+            return f"no rules are loaded: {self._no_rules_text()}"
         if not self.opened and (unready := self.evaluator.unready()):
             return self._unready_text(unready)
         return None
+
+    def _no_rules_text(self) -> str:
+        patterns = list(self.settings.rules.files)
+        files = self.evaluator.rules.files
+        return f"no rule stands in {', '.join(files)}" if files else f"nothing matches rules.files {patterns}"
 
     def _unrestored(self) -> str | None:
         return None if self.storage_error is None else f"the stored state is not known: {self.storage_error}"

@@ -106,7 +106,7 @@ class Desk:
                 "no approver is configured: a kill cannot be recovered from; set recovery.approvers_file or "
                 "KILL_SWITCH_APPROVAL_CODE"
             )
-        found.append(app.reloader.waiting)
+        found += [app.reloader.waiting, app.reloader.restart]
         found += app.operations.problems if app.operations else ()
         found.append(self._deaf_alert_rules())
         return [problem for problem in found if problem]

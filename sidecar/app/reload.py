@@ -6,6 +6,8 @@ Listeners, storage and mode hold for the life of the process. What loosens is au
 import asyncio
 import hashlib
 import logging
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,8 @@ class Reloader:
         self.loaded = app.started.wall
         self.error: str | None = None
         self.waiting: str | None = None
+        self.restart: str | None = None
+        """What was changed and counts only from the next start on; None where nothing was."""
         self.loosened: tuple[Instant, str] | None = None
         """When a reload last made something less strict, and what."""
         self._app = app
@@ -117,14 +121,19 @@ class Reloader:
                 Approvers.from_file(settings.recovery.approvers_file)
         except OSError as error:
             raise SettingsError(f"a file cannot be read: {error}; correct its mode or its mount") from error
+        if not rules.files:  # more likely a mount that is being swapped than the wish to trade under no rule
+            raise RuleFileError(
+                f"nothing matches rules.files {list(settings.rules.files)}; check the path and the mount"
+            )
         return settings, rules
 
     def _take(self, settings: Settings, rules: RuleSet, by: str) -> None:
         app = self._app
         changes = {
-            **loosened_settings(app.settings, settings),
+            **loosened_settings(self._known(), settings),
             **loosened_rules(app.evaluator.rules, rules),
         }
+        self._note_restart(settings)
         app.rules_error = None
         app.take_sources(settings)
         app.take_alertmanager(settings)
@@ -141,11 +150,27 @@ class Reloader:
             self._audit("config.loosened", by, reason="; ".join(changes), changes=changes)
             log.warning("config.loosened", extra={"fields": {"changes": changes}})
 
+    def _known(self) -> Settings:
+        """The settings in force, with what waits in its place: a loosening that waits was told when it came."""
+        kept, waits = self._app.settings, self._pending
+        if waits is None:
+            return kept
+        policy = replace(kept.gate.policy, killed_policy=waits.gate.policy.killed_policy)
+        return replace(kept, recovery=waits.recovery, gate=replace(kept.gate, policy=policy))
+
+    def _note_restart(self, settings: Settings) -> None:
+        keys = list(waits_for_restart(self._app.settings, settings))
+        self.restart = f"changes to {', '.join(keys)} take effect at the next start" if keys else None
+        if keys:
+            log.warning("config.waits_for_restart", extra={"fields": {"keys": keys, "message": self.restart}})
+
     def _apply_pending(self) -> None:
         settings, app = self._pending, self._app
         if settings is None:
             return
-        if app.switch.state.state is not State.ACTIVE or app.switch.state.stage is not Stage.NONE:
+        # COMPLETE is a finished ladder that is shown for a while: there is nothing left for a change to disturb.
+        done = app.switch.state.stage in (Stage.NONE, Stage.COMPLETE)
+        if app.switch.state.state is not State.ACTIVE or not done:
             self.waiting = WAITING if self._has_to_wait(settings) else None
             return
         try:
@@ -185,3 +210,24 @@ class Reloader:
             except OSError as error:
                 digest.update(repr(error.errno).encode())
         return digest.hexdigest()
+
+
+def waits_for_restart(old: Settings, new: Settings) -> Iterator[str]:
+    """The keys that differ and hold for the life of the process, as they are written."""
+    pairs: dict[str, tuple[Any, Any]] = {
+        "switch": (old.switch, new.switch),
+        "gate": (old.gate, new.gate),
+        "operations": (old.operations, new.operations),
+        "control": (old.control, new.control),
+        "storage": (old.storage, new.storage),
+        "logging": (old.logging, new.logging),
+    }
+    for section, (was, now) in pairs.items():
+        for field in fields(was):
+            key = f"{section}.{field.name}"
+            if key not in _TAKEN_AT_ONCE and getattr(was, field.name) != getattr(now, field.name):
+                yield _WRITTEN.get(key, key)
+
+
+_TAKEN_AT_ONCE = frozenset({"switch.labels", "gate.policy"})
+_WRITTEN = {"storage.audit_max_bytes": "storage.audit.max_bytes", "storage.audit_retention": "storage.audit.retention"}

@@ -18,7 +18,7 @@ from sidecar.app.application import AnotherSidecar, Application
 from sidecar.app.telemetry import AppTelemetry
 from sidecar.core.errors import InvalidTransition, NotDurable, RuleFileError, SettingsError
 from sidecar.core.snapshot import Snapshot
-from sidecar.core.states import Instant, Restriction, State
+from sidecar.core.states import Instant, Restriction, Stage, State
 from sidecar.rules.model import Rule
 from sidecar.rules.readings import Answer, Failure, Series
 from sidecar.settings.config import load_settings
@@ -279,6 +279,14 @@ async def test_no_rules_at_all_keep_the_gate_shut(world: World) -> None:
     (world.folder / "rules.yaml").unlink()
     async with world.running(ready=False) as app:
         assert await gate(app) == (403, "not_ready")
+        assert "nothing matches rules.files" in (app.not_ready() or "")
+
+
+async def test_files_without_a_rule_keep_the_gate_shut_and_are_named(world: World) -> None:
+    world.write_rules(text="groups: []")
+    async with world.running(ready=False) as app:
+        assert await gate(app) == (403, "not_ready")
+        assert app.not_ready() == f"no rules are loaded: no rule stands in {world.folder / 'rules.yaml'}"
 
 
 # Failing
@@ -556,6 +564,67 @@ async def test_while_not_active_changes_to_recovery_and_killed_policy_wait_and_r
         assert app.switch.policies.gate.blind_orders is False
         assert app.evaluator.rules.rules[0].action.label == "halt"
         assert app.reloader.waiting in app.desk.status()["problems"]
+
+
+async def test_a_change_that_waits_is_told_as_a_loosening_once(world: World) -> None:
+    async with world.running() as app:
+        await app.desk.trigger(reason="enough", by=None, by_verified=False, restriction=None)
+        for cooldown in ("1s", "1s", "2s", "1s"):
+            world.write_config(f"recovery: {{cooldown: {cooldown}}}")
+            await app.desk.reload()
+        assert app.config_loosened == 2
+    changes = [event["data"]["changes"] for event in world.audit() if event["type"] == "config.loosened"]
+    assert changes == [{"recovery.cooldown": [300.0, 1.0]}, {"recovery.cooldown": [2.0, 1.0]}]
+
+
+async def test_what_waits_is_taken_over_once_the_ladder_is_complete_although_that_is_shown_for_a_while(
+    world: World,
+) -> None:
+    world.write_config("recovery: {cooldown: 1s, steps: [{factor: 1.0}]}")
+    async with world.running() as app:
+        await app.desk.trigger(reason="enough", by=None, by_verified=False, restriction=None)
+        world.write_config("recovery: {cooldown: 2s, steps: [{factor: 1.0}]}")
+        await app.desk.reload()
+        await app.desk.recover(reason="checked", by="ann", code=CODE, waive=())
+        await until(lambda: app.switch.state.stage is Stage.COOLDOWN)
+        world.clock.jump(1.5)
+        await until(lambda: app.switch.state.stage is Stage.COMPLETE)
+        app.reloader._apply_pending()
+        assert app.switch.policies.recovery.cooldown == 2.0
+        assert app.reloader.waiting is None
+        assert app.switch.state.stage is Stage.COMPLETE
+
+
+async def test_changes_that_count_from_the_next_start_on_are_named_until_they_are_put_back(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world.running() as app:
+        text = (world.folder / "config.yaml").read_text()
+        changed = text.replace("name: test", "name: other, labels: {desk: fx}").replace("dir: state", "dir: elsewhere")
+        (world.folder / "config.yaml").write_text(changed.replace("run/page", "run/page, lease: 1s"))
+        await app.desk.reload()
+        told = "changes to switch.name, gate.lease, storage.dir take effect at the next start"
+        assert told in app.desk.status()["problems"]
+        (line,) = [line for line in caplog.records if line.getMessage() == "config.waits_for_restart"]
+        assert line.fields["keys"] == ["switch.name", "gate.lease", "storage.dir"]  # type: ignore[attr-defined]
+        assert app.switch.name == "test"
+        (world.folder / "config.yaml").write_text(text)
+        await app.desk.reload()
+        assert told not in app.desk.status()["problems"]
+
+
+async def test_a_reload_that_finds_no_rule_file_keeps_the_rules_and_fails(world: World) -> None:
+    async with world.running() as app:
+        (world.folder / "rules.yaml").unlink()
+        with pytest.raises(RuleFileError, match=r"nothing matches rules\.files"):
+            await app.desk.reload()
+        assert app.reloader.document()["last_reload_successful"] is False
+        assert [rule.trigger for rule in app.evaluator.rules.rules] == ["busy"]
+        assert await gate(app) == (200, "active")
+        world.write_rules("halt")
+        await app.desk.reload()
+        assert app.reloader.successful is True
+        assert app.evaluator.rules.rules[0].action.label == "halt"
 
 
 async def test_files_that_change_are_taken_over_by_themselves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
