@@ -591,21 +591,27 @@ def test_a_log_output_that_hangs_delays_no_kill(tmp_path: Path) -> None:
 
 
 def test_a_callback_that_hangs_delays_no_kill_and_no_decision() -> None:
-    let_go = threading.Event()
+    entered, let_go = threading.Event(), threading.Event()
     switch = KillSwitch()
 
     def hangs(_: object) -> None:
+        entered.set()
         let_go.wait(10)
 
     switch.register_on_kill(hangs)
+    stopping = threading.Thread(target=switch.trigger, args=("enough",))
     began = time.monotonic()
     try:
-        switch.trigger("enough")
+        stopping.start()  # it waits for its callback; nobody else does
+        assert entered.wait(2)
         assert switch.check_and_block()
         switch.trigger("more")
+        assert len(switch.get_status()["causes"]) == 2
         assert time.monotonic() - began < 2.0
+        assert stopping.is_alive()
     finally:
         let_go.set()
+        stopping.join()
 
 
 # A kill that is saved in the wrong order
