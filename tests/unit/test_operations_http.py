@@ -459,6 +459,41 @@ async def test_a_token_names_who_kills_and_cancels_whatever_is_claimed(
     ]
 
 
+@pytest.mark.parametrize(
+    ("length", "kept"), [(1000, "x" * 1000), (1001, "x" * 993 + "… (cut)"), (60_000, "x" * 993 + "… (cut)")]
+)
+async def test_a_long_reason_is_cut_and_does_not_stop_a_kill(start: Callable[..., Any], length: int, kept: str) -> None:
+    listening = await start()
+    response = await listening.ask("POST", "/api/v1/trigger", control=True, json={"reason": " " + "x" * length})
+    assert (response.status, len(kept)) == (200, 1000)
+    assert listening.desk.asked[0][1]["reason"] == kept
+
+
+async def test_a_long_name_is_cut_and_does_not_stop_a_kill(start: Callable[..., Any]) -> None:
+    listening = await start()
+    asked = {"reason": "r", "by": "b" * 101}
+    response = await listening.ask("POST", "/api/v1/trigger", control=True, json=asked)
+    assert response.status == 200
+    assert listening.desk.asked[0][1]["by"] == "b" * 93 + "… (cut)"
+
+
+async def test_the_description_of_a_kill_names_no_longest_text(start: Callable[..., Any]) -> None:
+    listening = await start()
+    response = await listening.ask("GET", "/openapi.json", control=True)
+    schemas = json.loads(response.body)["components"]["schemas"]
+    assert "maxLength" not in json.dumps(schemas["TriggerQuestion"])
+    assert "cut to 1000 characters" in schemas["TriggerQuestion"]["properties"]["reason"]["description"]
+    assert schemas["RecoveryQuestion"]["properties"]["reason"]["maxLength"] == 1000
+
+
+async def test_a_recovery_with_no_waivers_may_say_null(start: Callable[..., Any]) -> None:
+    listening = await start()
+    asked = {"reason": "r", "by": "bob", "code": "c", "waive": None}
+    response = await listening.ask("POST", "/api/v1/recovery", control=True, json=asked)
+    assert response.status == 200
+    assert listening.desk.asked[0][1]["waive"] == []
+
+
 async def test_a_control_character_neither_forges_a_log_line_nor_stops_a_kill(start: Callable[..., Any]) -> None:
     listening = await start()
     await listening.ask("POST", "/api/v1/trigger", control=True, json={"reason": "a\r\nb\x1b[2J", "by": "e\tve"})
@@ -523,8 +558,9 @@ BAD = [
     ("/api/v1/trigger", "{}", "reason: Field required"),
     ("/api/v1/trigger", '{"reason": 1}', "reason: "),
     ("/api/v1/trigger", '{"reason": "  "}', "reason: "),
-    ("/api/v1/trigger", json.dumps({"reason": "x" * 1001}), "reason: "),
-    ("/api/v1/trigger", json.dumps({"reason": "x", "by": "x" * 101}), "by: "),
+    ("/api/v1/recovery", json.dumps({"reason": "x" * 1001, "by": "a", "code": "c"}), "reason: "),
+    ("/api/v1/recovery", json.dumps({"reason": "x", "by": "a" * 101, "code": "c"}), "by: "),
+    ("/api/v1/recovery/approvals", json.dumps({"by": "a" * 101, "code": "c"}), "by: "),
     ("/api/v1/trigger", '{"reason": "x", "restriction": "none"}', "restriction: "),
     ("/api/v1/trigger", '{"reason": "x", "restrictions": "halt"}', "restrictions: "),
     ("/api/v1/trigger", '{"reason": "\\ud800"}', "JSON"),

@@ -244,6 +244,16 @@ async def test_unknown_fields_are_ignored_and_annotations_and_fingerprint_may_be
     assert listening.desk.taken[0][0][0].fingerprint == ""
 
 
+async def test_null_is_what_leaving_it_out_is(start: Callable[..., Any]) -> None:
+    # Else the alert that fires beside it would be lost with a 400, which Alertmanager does not try again.
+    listening = await start(token=TOKEN)
+    body = payload(alert(annotations=None, fingerprint=None), alert(), version=None, truncatedAlerts=None)
+    assert (await listening.post(body, token=TOKEN))[0] == 200
+    ((null, beside), truncated, _) = listening.desk.taken[0]
+    assert (null.annotations, null.fingerprint) == ({}, "")
+    assert (beside.firing, truncated) == (True, False)
+
+
 @pytest.mark.parametrize(("count", "truncated"), [(0, False), (1, True), (900, True)])
 async def test_truncation_is_told(start: Callable[..., Any], count: int, truncated: bool) -> None:
     listening = await start(token=TOKEN)

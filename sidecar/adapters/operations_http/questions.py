@@ -24,6 +24,9 @@ _MOST_WAIVERS: Final = 1000
 _MOST_EVENTS: Final = 10_000
 _DEFAULT_EVENTS: Final = 100
 _MOST_TYPES: Final = 100
+_LONGEST_REASON: Final = 1000  # characters
+_LONGEST_NAME: Final = 100
+_CUT: Final = "… (cut)"
 _INTEGER = re.compile(r"[0-9]{1,9}")
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
@@ -36,10 +39,21 @@ def _one_line(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def _cut(most: int) -> AfterValidator:
+    return AfterValidator(lambda text: text if len(text) <= most else text[: most - len(_CUT)] + _CUT)
+
+
 Reason = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000), AfterValidator(_one_line)
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST_REASON),
+    AfterValidator(_one_line),
 ]
-Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), AfterValidator(_one_line)]
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=_LONGEST_NAME),
+    AfterValidator(_one_line),
+]
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_one_line)]
 Code = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
@@ -50,10 +64,12 @@ class Question(BaseModel):
 
 
 class TriggerQuestion(Question):
-    """Kill."""
+    """Kill. Anyone who may stop can stop at once: a text that is too long is cut, not refused."""
 
-    reason: Reason
-    by: Name | None = None
+    reason: Annotated[_Text, _cut(_LONGEST_REASON), Field(description=f"Is cut to {_LONGEST_REASON} characters.")]
+    by: Annotated[_Text, _cut(_LONGEST_NAME)] | None = Field(
+        default=None, description=f"Is cut to {_LONGEST_NAME} characters."
+    )
     restriction: Literal["halt", "reduce_only"] | None = None
 
 
@@ -75,12 +91,12 @@ class RecoveryQuestion(Question):
     reason: Reason
     by: Name
     code: Code | None = None
-    waive: Annotated[tuple[WaiveQuestion, ...], Field(max_length=_MOST_WAIVERS, strict=False)] = ()
+    waive: Annotated[tuple[WaiveQuestion, ...], Field(max_length=_MOST_WAIVERS, strict=False)] | None = None
 
     def waivers(self, now: float) -> list[Waive]:
         """What it asks to overlook; raise Problem naming every end that is none."""
         found, faults = [], []
-        for index, one in enumerate(self.waive):
+        for index, one in enumerate(self.waive or ()):
             try:
                 found.append(one.waive(now))
             except ValueError as error:

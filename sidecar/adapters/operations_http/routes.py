@@ -302,7 +302,7 @@ class Routes:
             self._desk.webhook_turned_away("malformed")
             raise
         answer = await self._desk.alertmanager(
-            alerts=asked.received(), truncated=asked.truncatedAlerts > 0, trusted=caller.trusted
+            alerts=asked.received(), truncated=bool(asked.truncatedAlerts), trusted=caller.trusted
         )
         return _json(answer)
 

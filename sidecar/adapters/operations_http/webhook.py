@@ -33,18 +33,21 @@ class SentAlert(Question):
 
     status: Literal["firing", "resolved"]
     labels: dict[str, str]
-    annotations: dict[str, str] = Field(default={})
+    annotations: dict[str, str] | None = None
     startsAt: AwareDatetime  # noqa: N815 - Alertmanager's own spelling
-    fingerprint: Annotated[str, StringConstraints(max_length=200)] = ""
+    fingerprint: Annotated[str, StringConstraints(max_length=200)] | None = None
 
 
 class WebhookQuestion(Question):
-    """What Alertmanager sends. Group status and receiver are not looked at: each alert speaks for itself."""
+    """What Alertmanager sends. Group status and receiver are not looked at: each alert speaks for itself.
+
+    Null is what leaving a member out is, or a proxy that writes it would lose the alert that fires beside it.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
-    version: Literal["4"] = "4"
-    truncatedAlerts: Annotated[int, Field(ge=0)] = 0  # noqa: N815 - as above
+    version: Literal["4"] | None = "4"
+    truncatedAlerts: Annotated[int, Field(ge=0)] | None = 0  # noqa: N815 - as above
     alerts: Annotated[tuple[SentAlert, ...], Field(strict=False)]
 
     def received(self) -> list[ReceivedAlert]:
@@ -53,9 +56,9 @@ class WebhookQuestion(Question):
             ReceivedAlert(
                 firing=one.status == "firing",
                 labels=one.labels,
-                annotations=one.annotations,
+                annotations=one.annotations or {},
                 starts_at=one.startsAt.timestamp(),
-                fingerprint=one.fingerprint,
+                fingerprint=one.fingerprint or "",
             )
             for one in self.alerts
         ]
