@@ -84,11 +84,17 @@ class ScrapeSource:
         self._wall = wall
         self._monotonic = monotonic
         self._latest: _Scrape | Failure = self._unreachable("not scraped yet")
+        self._tried = False
 
     @property
     def up(self) -> bool:
         """Whether the latest scrape was good; False before the first."""
         return isinstance(self._latest, _Scrape)
+
+    @property
+    def tried(self) -> bool:
+        """Whether a scrape has ended, well or not: before that there is no answer, and nothing is down either."""
+        return self._tried
 
     async def run(self) -> None:
         """Scrape at every interval until cancelled; a scrape that takes longer skips the intervals it missed."""
@@ -117,6 +123,7 @@ class ScrapeSource:
             outcome = self._failed("bad_response", f"not an exposition: {exc}")
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             outcome = self._unreachable(str(exc) or type(exc).__name__)
+        self._tried = True
         if isinstance(outcome, Failure):
             self._latest = outcome
         else:

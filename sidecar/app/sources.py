@@ -121,7 +121,8 @@ class RuleSources:
         if scrape is None:
             return Failure(reason="unreachable", message=f"there is no scrape source {name!r}", unreachable=True)
         answer = scrape.query(self._selected[rule.query or ""])
-        self._note(rule.source, answer)
+        if scrape.tried:
+            self._note(rule.source, answer)
         return answer
 
     def _start_probe(self, rule: Rule, receive: Receive) -> None:

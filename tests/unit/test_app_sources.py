@@ -31,6 +31,7 @@ class FakePrometheus:
 
 class FakeScrape:
     up = False
+    tried = True
     answer: Answer | Failure = DOWN
 
     def query(self, query: Any) -> Answer | Failure:
@@ -117,6 +118,22 @@ async def test_an_endpoint_that_exports_nothing_usable_is_down_for_what_it_said(
     world.sources._scrapes["trader"].answer = Failure(reason="too_large", message="16 MiB", unreachable=False)  # type: ignore[index, attr-defined]
     await world.ask()
     assert world.sources.states() == [("scrape:trader", False, "16 MiB")]
+
+
+async def test_an_endpoint_that_was_not_scraped_yet_gives_no_answer_and_is_not_down(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scrape = FakeScrape()
+    scrape.tried = False
+    world = World(threshold("a", source="scrape:trader"))
+    world.sources._scrapes = {"trader": scrape}  # type: ignore[dict-item]
+    await world.ask()
+    assert world.received == [("a", DOWN)]
+    assert world.sources.states() == [("scrape:trader", None, "")]
+    assert "source.down" not in caplog.messages
+    scrape.tried = True
+    await world.ask()
+    assert world.sources.states() == [("scrape:trader", False, "refused")]
 
 
 async def test_a_source_that_no_rule_asks_is_neither_up_nor_down() -> None:

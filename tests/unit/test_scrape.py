@@ -127,6 +127,14 @@ def test_before_the_first_scrape_there_is_no_answer(clocks: Clocks):
     assert (failure(source).reason, failure(source).unreachable, source.up) == ("unreachable", True, False)
 
 
+async def test_it_was_tried_once_a_scrape_has_ended_well_or_not(source: ScrapeSource, clocks: Clocks):
+    refused = source_for("http://127.0.0.1:1/metrics", clocks)
+    for one in (source, refused):
+        assert one.tried is False
+        await scrape(one)
+        assert one.tried is True
+
+
 async def test_selectors_and_aggregations_are_answered(source: ScrapeSource, trader: Trader):
     trader.exports('x{pod="a"} 1\nx{pod="b"} -2\ny 7\n')
     await scrape(source)
