@@ -53,7 +53,7 @@ def check_command(context: Context, files: tuple[str, ...], url: str | None) -> 
 
     try:
         settings = _settings(context, files)
-        patterns = files or (settings.rules.files if settings else ())
+        patterns = _rule_files(files) or (settings.rules.files if settings else ())
         interval = settings.rules.interval if settings else 5.0
         names = settings.scrape_names if settings else ()
         rule_set, doubts = check_rules(patterns, interval, _environment(patterns), names)
@@ -62,12 +62,21 @@ def check_command(context: Context, files: tuple[str, ...], url: str | None) -> 
         raise SystemExit(Exit.ERROR) from None
     if not rule_set.files:
         raise Failure(f"No rule file found in {', '.join(patterns)}: without one the gate denies.")
+    if not rule_set.rules:
+        raise Failure(f"No rule stands in {', '.join(rule_set.files)}: without one the gate denies.")
     findings: tuple[Finding, ...] = ()
     if url is not None:
         from sidecar.cli.rules_live import ask_about
 
         findings = ask_about(rule_set, url, settings.prometheus if settings else None)
     _report(context, rule_set, [str(doubt) for doubt in doubts], findings)
+
+
+def _rule_files(files: tuple[str, ...]) -> tuple[str, ...]:
+    """The files without the tests that a shell's *.yaml brings along; those too where there is nothing else."""
+    from sidecar.settings.rule_files import TEST_SUFFIXES
+
+    return tuple(file for file in files if not (file.endswith(TEST_SUFFIXES) and Path(file).exists())) or files
 
 
 def _settings(context: Context, files: tuple[str, ...]) -> "Settings | None":

@@ -3,6 +3,7 @@
 Registered by `sidecar.cli.rules`. Needs no running sidecar; a test with `metrics` needs promtool.
 """
 
+import glob
 import json
 import os
 from collections.abc import Sequence
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 def rules_test(context: Context, files: tuple[str, ...]) -> None:
     """Run unit tests of rule files: what triggers, switch and gate do when their queries return this and that.
 
-    FILES are tests (*.test.yaml) or rule files, whose tests stand beside them; without FILES, those beside the rule
-    files of the configuration. Ends with 0 if all tests passed, 1 if not. docs/RULE_TESTS.md shows how to write them.
+    FILES are tests (*.test.yaml) or rule files, whose tests stand beside them; a folder stands for its *.yaml. Without
+    FILES, those beside the rule files of the configuration. Ends with 0 if all tests passed,
+    1 if not. docs/RULE_TESTS.md shows how to write them.
     """
     outcomes = [_run_file(path) for path in _test_files(context, files)]
     if context.as_json:
@@ -62,7 +64,7 @@ def _test_files(context: Context, files: Sequence[str]) -> list[Path]:
 
     found: dict[Path, None] = {}
     named = files or _configured_rule_files(context)
-    for name in named:
+    for name in (file for one in named for file in _in_folder(one)):
         if name.endswith(TEST_SUFFIXES):
             found[Path(name)] = None
             continue
@@ -76,6 +78,13 @@ def _test_files(context: Context, files: Sequence[str]) -> list[Path]:
             "they stand beside a rule file x.yaml as x.test.yaml."
         )
     return list(found)
+
+
+def _in_folder(name: str) -> list[str]:
+    """The *.yaml of a folder, as `rules check` takes it; what is no folder stands for itself."""
+    if not Path(name).is_dir():
+        return [name]
+    return sorted(glob.glob(str(Path(glob.escape(name)) / "*.yaml")))  # noqa: PTH207 - skips hidden names
 
 
 def _configured_rule_files(context: Context) -> list[str]:

@@ -114,6 +114,25 @@ def test_a_doubt_is_a_warning_and_no_failure(rule_file):
     assert "1 warning." in result.stdout
 
 
+def test_tests_among_the_files_are_passed_over(rule_file, tmp_path):
+    tests = tmp_path / "rules.test.yaml"
+    tests.write_text("tests: [${POD_NAME}]")
+    result = run("check", rule_file, tests)
+    assert (result.exit_code, result.output) == (0, "1 rule in 1 file: can be used.\n")
+    result = run("check", tests)
+    assert (result.exit_code, "No rule file found in" in result.output) == (1, True)
+    assert run("check", rule_file, tmp_path / "gone.test.yaml").exit_code == 1
+
+
+def test_files_without_a_rule_are_a_failure_where_no_other_has_one(rule_file, tmp_path):
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("groups: []\n")
+    result = run("check", empty)
+    assert (result.exit_code, f"No rule stands in {empty}" in result.output) == (1, True)
+    result = run("check", rule_file, empty)
+    assert (result.exit_code, result.stdout) == (0, "1 rule in 2 files: can be used.\n")
+
+
 def test_files_that_do_not_exist_are_a_failure(tmp_path):
     assert run("check", tmp_path / "none.yaml").exit_code == 1
     assert run("check", tmp_path / "*.yml").exit_code == 1

@@ -54,6 +54,19 @@ def test_rule_files_bring_the_tests_beside_them_and_each_is_run_once(folder):
     assert (result.exit_code, result.output) == (0, "x.test.yaml: 1 passed\n")
 
 
+def test_a_folder_stands_for_its_yaml_files(folder):
+    (folder / "alone.test.yaml").write_text(TESTS.replace("tests:", "rule_files: [x.yaml]\ntests:"))
+    (folder / ".hidden.test.yaml").write_text("colour: red\n")
+    (folder / "empty").mkdir()
+    told = "{0}alone.test.yaml: 1 passed\n{0}x.test.yaml: 1 passed\n"
+    result = run(".")
+    assert (result.exit_code, result.output) == (0, told.format(""))
+    result = run(folder)
+    assert (result.exit_code, result.output) == (0, told.format(f"{folder}/"))
+    result = run("empty")
+    assert (result.exit_code, "No tests found for empty" in result.output) == (1, True)
+
+
 def test_a_failure_says_where_when_what_was_expected_and_what_was_seen(folder):
     (folder / "x.test.yaml").write_text(TESTS.replace("KILLED", "ACTIVE"))
     result = run("x.test.yaml")
