@@ -31,7 +31,7 @@ import time
 import urllib.parse
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import ip_address
@@ -873,10 +873,12 @@ class _HttpSource:
     def _gate_decision(self, answer: _Answer) -> GateDecision:
         if answer.status not in (http.client.OK, http.client.FORBIDDEN):
             raise _BadAnswerError(f"{self._endpoint.shown} answers with status {answer.status}; wanted 200 or 403")
-        self._check_switch(_only(answer.headers, "X-Killswitch-Switch"))
+        in_header = _only(answer.headers, "X-Killswitch-Switch")
+        verdict, message, in_body = _said_in(answer)
+        switch = in_body or in_header
+        self._check_switch(switch, [in_header])
         allowed = answer.status == http.client.OK
         code = _code(_only(answer.headers, "X-Killswitch-Reason"))
-        verdict, message = _said_in(answer)
         restriction = _only(answer.headers, "X-Killswitch-Restriction")
         if allowed:
             _refuse_contradiction(verdict=verdict, code=code, restriction=restriction)
@@ -887,7 +889,7 @@ class _HttpSource:
             state=_only(answer.headers, "X-Killswitch-State"),
             restriction=restriction,
             factor=_factor(_only(answer.headers, "X-Killswitch-Factor")),
-            switch=_only(answer.headers, "X-Killswitch-Switch"),
+            switch=switch,
             decision_id=_only(answer.headers, "X-Killswitch-Decision-Id"),
         )
 
@@ -899,15 +901,20 @@ class _HttpSource:
             raise _BadAnswerError(f"{self._endpoint.shown} answers with status {answer.status}; wanted 200")
         said = _json_object(answer.body)
         decision = _decision_of(said)
-        for name in (decision.switch, *answer.headers.get_all("X-Killswitch-Switch", [])):
-            self._check_switch(name)
+        self._check_switch(decision.switch, answer.headers.get_all("X-Killswitch-Switch", []))
         return decision
 
-    def _check_switch(self, name: str | None) -> None:
-        if not name:
+    def _check_switch(self, name: str | None, in_headers: Sequence[str | None]) -> None:
+        """Check the whole name, and those in headers, which do not carry every character."""
+        if not name or not all(in_headers):
             raise _BadAnswerError(f"{self._endpoint.shown} names no switch: it is no kill switch's gate")
-        if self._expect_switch is not None and name != self._expect_switch:
-            raise _BadAnswerError(f"{self._endpoint.shown} is the gate of {name!r}; wanted {self._expect_switch!r}")
+        wanted = self._expect_switch
+        if wanted is None:
+            return
+        strange = [header for header in in_headers if header != _in_header(wanted)]
+        if name != wanted or strange:
+            seen = name if name != wanted else strange[0]
+            raise _BadAnswerError(f"{self._endpoint.shown} is the gate of {seen!r}; wanted {wanted!r}")
 
 
 class _ClosedUnansweredError(Exception):
@@ -1063,6 +1070,12 @@ def _only(headers: http.client.HTTPMessage, name: str) -> str | None:
     return str(values[0]).strip() if values else None
 
 
+def _in_header(name: str) -> str:
+    """Write a name as the gate does in a header: latin-1, with a question mark for what does not fit."""
+    printable = "".join(character if character.isprintable() else "?" for character in name)
+    return printable.encode("latin-1", "replace").decode("latin-1").strip()
+
+
 def _code(said: object) -> str:
     if not isinstance(said, str) or said not in REASON_CODES:
         raise _BadAnswerError(f"the answer's reason is {said!r:.80}; wanted one of {sorted(REASON_CODES)}")
@@ -1098,15 +1111,13 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def _said_in(answer: _Answer) -> tuple[str, str | None]:
-    """Return decision and message of the gate's answer where its body says them; else what the status says, None."""
+def _said_in(answer: _Answer) -> tuple[str, str | None, str | None]:
+    """Return decision, message and switch of the gate's answer where its body says them; else what the status says."""
     try:
         said = _json_object(answer.body)
     except _BadAnswerError:
-        return "allow" if answer.status == http.client.OK else "deny", None
-    reason = said.get("reason")
-    message = reason.get("message") if isinstance(reason, dict) else None
-    return str(said.get("decision")), message if isinstance(message, str) else None
+        return "allow" if answer.status == http.client.OK else "deny", None, None
+    return str(said.get("decision")), _text(_field(said.get("reason"), "message")), _text(said.get("switch"))
 
 
 def _refuse_contradiction(*, verdict: str, code: str, restriction: str | None) -> None:

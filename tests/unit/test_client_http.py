@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sidecar import client
+from sidecar.adapters.gate_http.responses import header_value
 from sidecar.client import ExecutionGate, GateDecision, TradingBlockedError
 
 SWITCH = "desk/trader-0"
@@ -314,6 +318,54 @@ def test_whatever_is_not_a_well_formed_allow_denies_the_order(serve: Any, gates:
 
     gate = gates(url=serve(behave).url, expect_switch=SWITCH)
     assert refused(gate, {"intent": "new"}).code in ("internal_error", "stale")
+
+
+FOREIGN = "取引/bot\u200b-é"
+
+
+def foreign(body: dict[str, Any] | None, header: str = "??/bot?-é") -> bytes:
+    """An answer of the switch `FOREIGN`, whose name fits the body and not the header."""
+    said_in_body = b"" if body is None else json.dumps(body).encode()
+    head = response(200, said_in_body, HEADERS | {"X-Killswitch-Switch": "NAME"})
+    return head.replace(b"NAME", header.encode("latin-1"))
+
+
+def test_a_switch_whose_name_no_header_can_carry_is_known_by_the_body(serve: Any, gates: Any) -> None:
+    server = serve(lambda connection, _: bool(connection.sendall(foreign(ALLOW | {"switch": FOREIGN}))))
+    gate = gates(url=server.url, expect_switch=FOREIGN)
+    assert gate.check_can_execute()
+    assert gate.check_can_execute(LEAVE)
+    assert gate.position_limit_factor > 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        foreign(None),
+        foreign({"decision": "allow"}),
+        foreign({"decision": "allow", "switch": 7}),
+        foreign({"decision": "allow", "switch": "??/bot?-é"}),
+        foreign({"decision": "allow", "switch": "other"}),
+        foreign({"decision": "allow", "switch": FOREIGN}, header="other"),
+        foreign({"decision": "allow", "switch": FOREIGN}, header=""),
+    ],
+)
+def test_a_name_that_only_looks_like_the_expected_one_denies(serve: Any, gates: Any, answer: bytes) -> None:
+    server = serve(lambda connection, _: bool(connection.sendall(answer)))
+    assert refused(gates(url=server.url, expect_switch=FOREIGN)).code == "internal_error"
+
+
+def test_the_name_in_the_body_is_the_switch_of_the_decision(serve: Any, gates: Any) -> None:
+    body = {"switch": FOREIGN, "decision": "deny", "reason": {"message": "drawdown"}}
+    answer = foreign(body).replace(b" 200 ", b" 403 ").replace(b"Reason: active", b"Reason: killed")
+    server = serve(lambda connection, _: bool(connection.sendall(answer)))
+    decision = refused(gates(url=server.url, expect_switch=FOREIGN))
+    assert (decision.code, decision.switch) == ("killed", FOREIGN)
+
+
+@given(st.text())
+def test_a_name_is_expected_in_headers_as_the_gate_writes_it(name: str) -> None:
+    assert client._in_header(name) == header_value(name)
 
 
 def test_chunked_and_unframed_answers_are_whole_answers_too(serve: Any, gates: Any) -> None:

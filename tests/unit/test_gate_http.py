@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from sidecar.adapters.gate_http import GateLimits, GateServer, connection
 from sidecar.adapters.gate_http.connection import path_of
+from sidecar.client import ExecutionGate, TradingBlockedError
 from sidecar.core.policy import GatePolicy
 from sidecar.core.snapshot import ALL_CLEAR, Reason, ReasonCode, Snapshot
 from sidecar.core.states import Mode, Restriction, Stage, State
@@ -364,6 +366,20 @@ async def test_no_answer_allows_other_origins(gate):
     for request in (b"GET /gate", b"OPTIONS /gate", b"OPTIONS /v1/orders/check"):
         _, headers, _ = await gate.ask(request + b" HTTP/1.1\r\nOrigin: http://evil\r\n\r\n")
         assert not any(name.lower().startswith("access-control") for name in headers)
+
+
+async def test_the_client_knows_a_switch_by_a_name_that_no_header_can_carry():
+    async with running(replace(OPEN, switch="取引/bot-é")) as gate:
+        url = f"http://127.0.0.1:{gate.port}"
+        expecting = ExecutionGate(url=url, expect_switch="取引/bot-é", timeout=5.0)
+        assert await expecting.check_can_execute_async()
+        assert await expecting.check_can_execute_async({"side": "buy", "quantity": 1})
+        other = ExecutionGate(url=url, expect_switch="取消/bot-é", timeout=5.0)
+        for order in (None, {"side": "buy", "quantity": 1}):
+            with pytest.raises(TradingBlockedError, match="is the gate of '取引/bot-é'; wanted '取消/bot-é'"):
+                await other.check_can_execute_async(order)
+        expecting.close()
+        other.close()
 
 
 async def test_before_the_first_snapshot_the_gate_denies_all_but_cancels():
