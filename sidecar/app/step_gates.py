@@ -77,11 +77,20 @@ class StepGateKeeper:
         if verdict is Verdict.PASS:
             return PASSES
         reasons = [
-            f"{gate.query} {Operator(gate.operator).symbol} {gate.threshold:g}: {self._seen.get(index, 'not measured')}"
+            f"{_expectation(gate)}: {self._seen.get(index, 'not measured')}"
             for index, (gate, tally) in enumerate(judged)
             if judge(gate, tally) is verdict
         ]
         return GateFinding(verdict=verdict, why="; ".join(reasons))
+
+
+def _expectation(gate: StepGate) -> str:
+    return f"{gate.query} {Operator(gate.operator).symbol} {_shown(gate.threshold)}"
+
+
+def _shown(number: float) -> str:
+    # All digits: of two Unix times that differ by an hour the first six are the same.
+    return repr(float(number)).removesuffix(".0")
 
 
 def _outcome(gate: StepGate, answer: Answer | Failure) -> tuple[Outcome, str]:
@@ -92,7 +101,7 @@ def _outcome(gate: StepGate, answer: Answer | Failure) -> tuple[Outcome, str]:
         return Outcome.INCONCLUSIVE, _unusable(reading)
     values = [one.value for one in reading.series]
     holds = all(Operator(gate.operator).holds(value, gate.threshold) for value in values)
-    return Outcome.PASSED if holds else Outcome.FAILED, f"seen {', '.join(f'{value:g}' for value in values[:5])}"
+    return Outcome.PASSED if holds else Outcome.FAILED, f"seen {', '.join(map(_shown, values[:5]))}"
 
 
 def _unusable(reading: Reading) -> str:

@@ -3,6 +3,7 @@
 The files are only ever read. They are asked where no sidecar answers, for that is when somebody wants to know why.
 """
 
+import contextlib
 import json
 import re
 import time
@@ -101,8 +102,11 @@ def audit(
         return
     context = click_context.ensure_object(Context)
     question = Question(since=since, until=until, kinds=kinds, limit=limit)
-    last = _list(context, question, lines=follow)
-    if follow:
+    if not follow:
+        _list(context, question, lines=False)
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+        last = _list(context, question, lines=True)
         for event in _new_events(context, question, last):
             _print_event(event, as_json=context.as_json)
 

@@ -130,7 +130,7 @@ def _recovering(state: SwitchState) -> Reason:
 def _restarting(state: SwitchState) -> Reason:
     return Reason(
         code=ReasonCode.ACTIVE,
-        message=f"gradual restart after a kill at {state.factor:g} of the position limits",
+        message="gradual restart after a kill",  # the gate says at which factor
         since=state.since,
         release="the next restart step",
     )

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import socket
 import socketserver
 import subprocess
@@ -728,6 +729,19 @@ def test_audit_follows_new_events_once_each(sidecar):
         finally:
             process.kill()
             process.wait()
+
+
+def test_ctrl_c_ends_following_quietly(sidecar):
+    sidecar.answer("GET", "/api/v1/audit", {"events": EVENTS[:1]})
+    command = [sys.executable, "-u", "-m", "sidecar", "audit", "--follow", "--socket", sidecar.path]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert b"#7" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=10.0) == (b"", b"")
+            assert process.returncode == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(

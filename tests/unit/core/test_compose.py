@@ -6,6 +6,8 @@ import pytest
 
 from sidecar.core.compose import RELEASE_BY_RECOVERY, Overlay, compose, worst
 from sidecar.core.events import Cause, CauseCode, Demand
+from sidecar.core.orders import Intent, decide_blind
+from sidecar.core.policy import GatePolicy
 from sidecar.core.snapshot import ReasonCode, Snapshot
 from sidecar.core.states import Action, Mode, Restriction, Stage, State
 from sidecar.core.transitions import Recovery, SwitchState
@@ -97,7 +99,9 @@ def test_the_ladder_scales_and_restricts_nothing_else() -> None:
     snapshot = of(LADDER)
     assert (snapshot.gate_restriction, snapshot.gate_factor) == (Restriction.NONE, 0.5)
     assert (snapshot.reason.code, snapshot.stage) == (ReasonCode.ACTIVE, Stage.GRADUAL_RESTART)
-    assert "0.5" in snapshot.reason.message
+    assert snapshot.reason.message == "gradual restart after a kill"
+    told = decide_blind(snapshot, GatePolicy(blind_orders=True), Intent.NEW).reason
+    assert told.message == "trading at 0.5 of the position limits: gradual restart after a kill"
     assert (snapshot.reason.since, snapshot.reason.release) == (1.0, "the next restart step")
 
 

@@ -135,6 +135,14 @@ async def test_an_answer_becomes_a_finding(said: Answer | Failure, verdict: Verd
     assert (finding.verdict, finding.why) == (verdict, why)
 
 
+async def test_a_finding_shows_all_digits_that_tell_what_was_seen_from_what_is_wanted() -> None:
+    source = Source()
+    gate = replace(GATE, query="time", operator="gt", threshold=1_795_864_568.25)
+    source.answers["time"] = answer(1_795_864_567.5, 3.0)
+    finding = await StepGateKeeper(clock=Clock(), ask=source).look(replace(STEP, gates=(gate,)), 1.0)
+    assert finding.why == "time > 1795864568.25: seen 1795864567.5, 3"
+
+
 async def test_a_gate_bears_samples_as_old_as_it_says() -> None:
     source = Source()
     source.answers["errors"] = sampled(299.0)
