@@ -282,6 +282,8 @@ def test_a_recovery_is_asked_for_by_somebody_and_in_text(clock: Clock) -> None:
     with pytest.raises(ValueError, match="by is ''; wanted a name"):
         switch.cancel_recovery(by="")
     assert switch.get_status()["state"] == "RECOVERING"
+    switch.cancel_recovery(by="ann")
+    assert switch.get_status()["state"] == "KILLED"
 
 
 @pytest.mark.parametrize(
