@@ -180,7 +180,8 @@ class GateSection(Section):
     )
     position_limits: Limits = Field(
         default={},
-        description='Absolute limits by symbol, `"*"` for all others; the position limit factor scales them.',
+        description='Absolute limits by symbol, 0 for one that may only be reduced, `"*"` for all others; the position '
+        "limit factor scales them.",
     )
     blind_orders: Annotated[str, word("allow", "deny"), json_words("word", ["allow", "deny"])] = Field(
         default="allow",

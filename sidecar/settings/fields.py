@@ -287,21 +287,31 @@ Percentage = Annotated[float, from_text(_percentage), _json_number("percent, abo
 def _throttle_factor(value: str) -> float:
     number = parse_number(value)
     if not 0 < number < 1:
-        raise ValueError(f"must lie between 0 and 1, not {value}")
+        raise ValueError(f"must be above 0 and below 1, not {value}")
     return number
 
 
 ThrottleFactor = Annotated[float, from_text(_throttle_factor), _json_number("number between 0 and 1", "number")]
 
 
-def _limit(value: str) -> Decimal:
+def _quantity(value: str) -> Decimal:
     number = parse_decimal(value)
     if number <= 0:
         raise ValueError(f"must be above 0, not {value}")
     return number
 
 
-Quantity = Annotated[Decimal, from_text(_limit), _json_number("number or decimal text, above 0", "number")]
+Quantity = Annotated[Decimal, from_text(_quantity), _json_number("number or decimal text, above 0", "number")]
+
+
+def _limit(value: str) -> Decimal:
+    number = parse_decimal(value)
+    if number < 0:
+        raise ValueError(f"must be 0 or more, not {value}")
+    return number
+
+
+Limit = Annotated[Decimal, from_text(_limit), _json_number("number or decimal text, 0 or more", "number")]
 
 Duration = Annotated[float, from_text(parse_duration), json_text("duration", f"0|{DURATION_PATTERN}")]
 
@@ -428,7 +438,7 @@ Headers = Annotated[
     WithJsonSchema({"type": "object", "x-kind": "headers", "additionalProperties": {"type": "string"}}),
 ]
 Limits = Annotated[
-    dict[Text, Quantity],
+    dict[Text, Limit],
     BeforeValidator(_nothing_is_an_empty_mapping),
     WithJsonSchema(
         {"type": "object", "x-kind": "limits by symbol", "additionalProperties": {"type": ["number", "string"]}}

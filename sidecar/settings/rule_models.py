@@ -493,12 +493,18 @@ def _of_its_type(value: Any, _handler: Any, info: ValidationInfo) -> Any:
         return value
     written = mapping(value)
     if "type" not in written:
-        raise Misfits([(("type",), f"is required: one of {', '.join(MODELS)}")])
+        raise Misfits([*_strangers(written), (("type",), f"is required: one of {', '.join(MODELS)}")])
     kind = written["type"]
     if not isinstance(kind, str) or kind not in MODELS:
         near = suggestion(str(kind), MODELS)
-        raise Misfits([(("type",), f"{kind!r} is not a rule type{near}")])
+        raise Misfits([*_strangers(written), (("type",), f"{kind!r} is not a rule type{near}")])
     return MODELS[kind].model_validate(value, context=info.context)
+
+
+def _strangers(written: Mapping[str, Any]) -> Iterator[Misfit]:
+    """Keys that no type of rule has: what can be said of a rule whose type nobody knows."""
+    keys = list(dict.fromkeys(key for model in MODELS.values() for key in model.keys()))  # noqa: SIM118 - no mapping
+    yield from (((key,), f"unknown key{suggestion(key, keys)}") for key in written if key not in keys)
 
 
 AnyRule = Annotated[

@@ -58,6 +58,7 @@ def test_what_yaml_would_misread_is_read_as_meant() -> None:
     assert settings.gate.policy.killed_policy is Restriction.REDUCE_ONLY
     assert settings.gate.policy.blind_orders is False
     assert settings.gate.policy.lease_ms == 60_000
+    assert settings.gate.policy.position_limits["DOGE"] == 0
     assert settings.gate.listen == Listen(host="::1", port=0)
     assert str(settings.gate.listen) == "[::1]:0"
     assert settings.prometheus.urls == ("https://user:secret@prom.example/prefix",)

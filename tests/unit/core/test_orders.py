@@ -179,6 +179,14 @@ def test_what_truly_reduces_passes_under_a_limit_and_says_it_too():
     assert (decision.max_quantity, decision.limit) == (2500, Decimal(500))
 
 
+def test_a_symbol_with_a_limit_of_0_may_only_be_reduced():
+    banned = GatePolicy(position_limits={"AAPL": Decimal(0), "*": Decimal(500)})
+    assert not decide(ACTIVE, banned, order("1")).allow
+    assert decide(ACTIVE, banned, order("1", symbol="MSFT")).allow
+    assert decide(ACTIVE, banned, order("5", Side.SELL, position="5")).allow
+    assert not decide(ACTIVE, banned, order("6", Side.SELL, position="5")).allow
+
+
 def test_without_a_limit_an_order_passes_and_the_factor_is_said():
     decision = decide(HALF, NO_LIMITS, order("1e6", position=None))
     assert (decision.allow, decision.max_quantity, decision.reason.code) == (True, None, ReasonCode.ACTIVE)
