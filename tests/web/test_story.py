@@ -182,6 +182,19 @@ def test_a_firing_rule_is_waived_at_a_new_threshold(switch, visit, word, report)
     assert sidecar.status()["waivers"][0]["threshold"] == -0.3
 
 
+def test_the_second_approver_sees_what_would_be_waived(switch, visit, word, report):
+    sidecar = switch(drawdown_rule(clear=None), recovery={"approvals": 2})
+    page = visit(sidecar)
+    report(-0.2)
+    word(page, "BLOCKED")
+    waived = [{"trigger": "portfolio_drawdown", "threshold": -0.3, "until": "2099-01-01T00:00:00Z"}]
+    assert sidecar.recover(waive=waived).status == 200
+    page.wait_for_selector("#waivers h3:text('Rules that this recovery would waive')")
+    assert "portfolio_drawdown: holds at -0.3 until" in page.text_content("#waivers")
+    page.click("#approve")
+    assert "It would waive portfolio_drawdown at -0.3 until 2099-01-01" in page.text_content("#approve-what")
+
+
 def test_text_from_outside_is_text_and_nothing_else(switch, visit, word):
     sidecar = switch()
     page = visit(sidecar)

@@ -4,7 +4,7 @@
 
 import { byId, h, renew, setText } from "./dom.js";
 import { accepted, Refusal } from "./feed.js";
-import { numberText } from "./words.js";
+import { momentText, numberText } from "./words.js";
 
 const PATIENCE_MS = 15000;
 
@@ -54,7 +54,7 @@ export function wireDialogs({ model, headers, obstacles, done }) {
     "approve",
     (form) => {
       const recovery = model().status?.recovery ?? {};
-      setText(byId("approve-what"), recovery.by ? `Asked for by ${recovery.by}: ${recovery.reason}` : "");
+      setText(byId("approve-what"), recovery.by ? `Asked for by ${recovery.by}: ${recovery.reason}${waivedText(recovery.waivers ?? [])}` : "");
       form.field("by").value = "";
     },
     ({ by, code }, _form, post) => post("POST", "api/v1/recovery/approvals", { by, code }),
@@ -143,6 +143,11 @@ class Form {
       error.blockers.length > 1 ? h("ul", {}, error.blockers.map((one) => h("li", {}, one))) : null,
     ];
   }
+}
+
+function waivedText(waivers) {
+  const rules = waivers.map((one) => `${one.trigger}${one.threshold === null ? "" : ` at ${numberText(one.threshold)}`} until ${momentText(one.until)}`);
+  return rules.length ? `. It would waive ${rules.join(", ")}.` : "";
 }
 
 function drawWaivers(rules) {

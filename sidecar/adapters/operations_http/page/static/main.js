@@ -101,13 +101,16 @@ async function readHealth() {
 
 /** Rules that a recovery would be refused for, and why each. */
 function obstacles() {
+  const killers = new Set((model.status?.causes ?? []).map((one) => one.trigger));
   return model.triggers
-    .filter((one) => one.enforcing && !one.waived && (one.status !== "inactive" || one.health !== "ok"))
+    .filter((one) => !one.waived && (one.enforcing ? one.status !== "inactive" || one.health !== "ok" : killers.has(one.trigger)))
     .map((one) => ({
       trigger: one.trigger,
       threshold: one.threshold,
       why:
-        one.status === "inactive"
+        !one.enforcing
+          ? "killed, and is not enforced any more"
+          : one.status === "inactive"
           ? `${plain(one.health)}, cannot see`
           : `${one.status}, ${numberText(one.value)} against ${numberText(one.threshold)}`,
     }));

@@ -132,7 +132,8 @@ export function drawLimits(model, now, obstacles) {
   if (recovery.by) facts.push(["Asked for by", `${recovery.by}: ${recovery.reason ?? ""}`]);
   renew(byId("facts"), facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   renew(byId("ladder"), ladder(status, recovery, obstacles));
-  renew(byId("waivers"), waivers(status.waivers ?? [], now));
+  const asked = ["PENDING", "VALIDATING"].includes(recovery.stage) ? recovery.waivers ?? [] : [];
+  renew(byId("waivers"), [waivers("Waived rules", status.waivers ?? [], now), waivers("Rules that this recovery would waive", asked, now)]);
 }
 
 const ORDER = ["NONE", "PENDING", "VALIDATING", "COOLDOWN", "GRADUAL_RESTART", "COMPLETE"];
@@ -184,8 +185,8 @@ function cooldownText(stage, recovery, obstacles) {
   if (stage !== "COOLDOWN") return durationText(recovery.cooldown_seconds);
   const left = recovery.cooldown_remaining_seconds;
   if (left > 0) return `${durationText(left)} left of ${durationText(recovery.cooldown_seconds)}`;
-  const waits = [recovery.next_step?.waits_for, ...obstacles].filter(Boolean);
-  return waits.length ? `over; waits for ${waits.join("; ")}` : "over; looks at rules and health";
+  const waits = recovery.waits_for ?? obstacles.join("; ");
+  return waits ? `over; waits for ${waits}` : "over; looks at rules and health";
 }
 
 function stepText(step, present, taken, next) {
@@ -200,19 +201,19 @@ function stepText(step, present, taken, next) {
   return `${step.after_seconds ? `${durationText(step.after_seconds)} after trading reopens` : "when trading reopens"}${condition}`;
 }
 
-function waivers(list, now) {
+function waivers(title, list, now) {
   if (!list.length) return null;
   const lines = list.map((one) => {
     const limit = one.threshold === null ? "without effect" : `holds at ${numberText(one.threshold)}`;
     return h("li", {}, h("b", {}, one.trigger), `: ${limit} until `, moment(one.until, now), `, by ${one.by}`);
   });
-  return [h("h3", {}, "Waived rules"), h("ul", { class: "waivers" }, lines)];
+  return [h("h3", {}, title), h("ul", { class: "waivers" }, lines)];
 }
 
 /** The health checks, and the sources that rules ask. */
 export function drawHealth(model, now) {
   const { health, status } = model;
-  const sources = (status.sources ?? []).map((one) => ({ name: `source ${one.name}`, ok: one.up, seen: one.up ? "up" : one.error ?? "down" }));
+  const sources = (status.sources ?? []).filter((one) => one.up !== null).map((one) => ({ name: `source ${one.name}`, ok: one.up, seen: one.up ? "up" : one.error ?? "down" }));
   const checks = [...(health?.checks ?? []), ...sources];
   const bad = checks.filter((one) => !one.ok).length;
   const when = model.healthAt ? `, checked ${awayText(new Date(model.healthAt).toISOString(), now)}` : "";
