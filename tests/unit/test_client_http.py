@@ -426,7 +426,7 @@ def hint_for_ever(connection: socket.socket, _: bytes) -> bool:
 def test_no_whole_answer_in_time_is_a_denial_in_time(serve: Any, gates: Any, behave: Behaviour, order: Any) -> None:
     elapsed, decision = took(gates(url=serve(behave).url, timeout=0.15), order)
     assert (decision.code, decision.answered) == ("stale", False)
-    assert 0.14 < elapsed < 0.4
+    assert 0.14 < elapsed < 0.8  # each of them would take a second or more
 
 
 def test_a_late_answer_is_never_taken_for_the_next_questions(serve: Any, gates: Any) -> None:
@@ -561,7 +561,7 @@ def test_a_full_backlog_of_a_unix_socket_is_waited_for_until_the_deadline(gates:
                 other.connect(str(path))
         elapsed, decision = took(gates(socket=path, timeout=0.1))
     assert decision.code == "stale"
-    assert elapsed < 0.3
+    assert elapsed < 2.0  # there is nothing that would ever end it
 
 
 def test_cancels_pass_without_a_question(gates: Any, serve: Any) -> None:

@@ -114,7 +114,7 @@ def caught(behave: Behaviour, *, limit: float = 0.3) -> HistoryError:
 def test_no_whole_answer_is_an_error_with_its_reason(behave: Behaviour, reason: str):
     began = time.monotonic()
     assert caught(behave).reason == reason
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 4.0  # hidden retries would take six
 
 
 def test_a_refused_connection_fails_at_once_because_nothing_is_retried():
@@ -125,7 +125,7 @@ def test_a_refused_connection_fails_at_once_because_nothing_is_retried():
     with pytest.raises(HistoryError) as found:
         history.instant("x")
     assert found.value.reason == "unreachable"
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 4.0  # hidden retries would take six
 
 
 def test_prometheus_own_words_are_kept():

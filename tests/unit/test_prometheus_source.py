@@ -514,12 +514,12 @@ async def test_the_second_server_answers_when_the_first_refuses_and_is_asked_fir
 
 
 async def test_the_second_server_answers_in_time_when_the_first_hangs():
-    async with speaking(hang) as bad, serving(FakePrometheus()) as good, asking(bad, good, timeout=1.0) as source:
+    async with speaking(hang) as bad, serving(FakePrometheus()) as good, asking(bad, good, timeout=2.0) as source:
         outcomes = await source.query(ask("x", "y"))
         assert all(isinstance(one, Answer) for one in outcomes.values())
         began = time.monotonic()
         await source.query(ask("x", "y"))
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 0.9  # the share of the one that hangs is a second
 
 
 async def test_a_query_error_is_not_shopped_around():

@@ -94,7 +94,7 @@ async def source(trader: Trader, clocks: Clocks) -> AsyncIterator[ScrapeSource]:
         yield source_for(url, clocks)
 
 
-def source_for(url: str, clocks: Clocks, *, interval: float = 0.02, limit: float = 0.3) -> ScrapeSource:
+def source_for(url: str, clocks: Clocks, *, interval: float = 0.02, limit: float = 1.0) -> ScrapeSource:
     return ScrapeSource(
         name="trader", url=url, interval=interval, timeout=limit,
         wall=lambda: clocks.wall, monotonic=lambda: clocks.monotonic,
