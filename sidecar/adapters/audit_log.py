@@ -25,7 +25,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from itertools import islice
@@ -155,10 +155,16 @@ class _Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Mark:
-    """The newest line known to be durable. Written after it without fsync, so it is never ahead of the lines."""
+    """The newest line known to be durable, and the first that retention has left.
+
+    The newest is written after its line and without fsync, so it is never ahead of the lines. The first is durable
+    before anything is removed, so after a crash there may be more lines than it says, never fewer; None where a version
+    wrote the mark that did not know of it.
+    """
 
     seq: int
     digest: str
+    first: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +199,7 @@ class AuditLog:
         self._defer = defer
         self._pending: deque[_Entry] = deque()
         self._housekeeping = threading.Lock()
+        self._marking = threading.Lock()  # housekeeping and writing both write the mark
         self._housekeeping_due = True
         self._housekeeping_day = _utc(now).date()
         self.write_failures = 0
@@ -204,6 +211,7 @@ class AuditLog:
         self.opened = OpenReport(torn=torn, missing=missing)
         self.head_sequence = head.seq
         self._accepted = head
+        self._mark = _mark_at_start(folder, head)
         self._newest_epoch = _newest_epoch(folder)
         self._active = _adopt_newest(folder)
 
@@ -331,8 +339,30 @@ class AuditLog:
             for _ in chunk:
                 self._pending.popleft()
             self.head_sequence = chunk[-1].seq
-            _write_mark(self._folder, _Mark(seq=chunk[-1].seq, digest=chunk[-1].digest))
+            self._note_head(chunk[-1])
         return None
+
+    def _note_head(self, newest: _Entry) -> None:
+        """Record the end of the log; its failure is nobody's news, for losing it costs nothing but a check."""
+        with self._marking, contextlib.suppress(OSError):
+            self._mark = replace(self._mark, seq=newest.seq, digest=newest.digest)
+            _write_mark(self._folder, self._mark)
+
+    def _note_first(self, first: int) -> None:
+        """Make durable which line will be the first when what stands before it is removed; raise OSError if it is not.
+
+        Where a full disk refuses even that, no mark at all does as well: then there is nothing to contradict.
+        """
+        with self._marking:
+            self._mark = replace(self._mark, first=max(first, self._mark.first or 0))
+            try:
+                _write_mark(self._folder, self._mark, sync=True)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    (self._folder / MARK_NAME).unlink(missing_ok=True)
+                seen = _read_mark(self._folder)
+                if seen is not None and seen.first is not None and seen.first < first:
+                    raise
 
     def _next_chunk(self, active: _ActiveFile) -> list[_Entry]:
         chunk: list[_Entry] = []
@@ -354,6 +384,9 @@ class AuditLog:
             self._active = None
         segment = _Segment(folder=self._folder, day=entry.day, first=entry.seq)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _segments(self._folder) and _read_mark(self._folder) is None:  # somebody emptied it: it begins anew
+            with self._marking:
+                self._mark = replace(self._mark, first=entry.seq)
         self._active = _ActiveFile.create(segment)
         self._housekeeping_due = True
         return self._active
@@ -371,7 +404,7 @@ class AuditLog:
             return  # another thread is at it; what it misses comes with the next file
         try:
             if self._retention is not None:
-                _expire(self._folder, _utc(now) - self._retention)
+                _expire(self._folder, _utc(now) - self._retention, self._note_first)
             _pack_closed(self._folder)
         except OSError:
             # Space and retention, not evidence: counted, and tried again with the next file or day.
@@ -530,6 +563,8 @@ def _verify(folder: Path, head_sequence: int | None) -> VerifyReport:
     for segment in segments:
         chain.check_file(segment, newest=segment == segments[-1])
     chain.check_end(folder, head_sequence, marked=MARK_NAME in names)
+    # After the lines: retention says first what it will leave, so what was seen can begin earlier, never later.
+    chain.check_start(folder, _read_mark(folder))
     return chain.report()
 
 
@@ -541,6 +576,7 @@ class _Chain:
         self._problems: list[Problem] = []
         self._notes: list[str] = []
         self._checked = 0
+        self._oldest: int | None = None  # first seq of the oldest file that has a line, by its name
         self._first: int | None = None
         self._last: int | None = None
         self._torn = False
@@ -593,6 +629,12 @@ class _Chain:
             self._notes.append(f"{folder / MARK_NAME} is not readable, so the log's own record of its end was not used")
         elif self._mark is None and self._checked:
             self._notes.append(f"{folder / MARK_NAME} is missing, so the log's own record of its end was not used")
+
+    def check_start(self, folder: Path, mark: _Mark | None) -> None:
+        # By the oldest file's name: a line that is missing in it is told of there.
+        if self._oldest is not None and mark is not None and mark.first is not None and self._oldest > mark.first:
+            what = f"starts at seq {self._oldest}, but retention left seq {mark.first}: the lines between are missing"
+            self.problem(str(folder), None, what)
         if self._first is not None and self._first > 1:
             self._notes.append(f"starts at seq {self._first}: what came before is not here and was not verified")
 
@@ -607,6 +649,7 @@ class _Chain:
 
     def _check_line(self, segment: _Segment, name: str, number: int, raw: bytes) -> None:
         self._checked += 1
+        self._oldest = segment.first if self._oldest is None else self._oldest
         expected = segment.first if self._expected is None else self._expected
         event = _parse(raw)
         if event is None:
@@ -921,6 +964,15 @@ def _find_head(folder: Path) -> tuple[_Mark, tuple[int, int] | None]:
     return found, None
 
 
+def _mark_at_start(folder: Path, head: _Mark) -> _Mark:
+    """Return the mark as it stands, which is evidence until the next line; the first line it does not know is here."""
+    mark = _read_mark(folder) or head
+    if mark.first is not None:
+        return mark
+    segments = _segments(folder)
+    return replace(mark, first=segments[0].first if segments else head.seq + 1)
+
+
 def _newest_epoch(folder: Path) -> int | None:
     newest: int | None = None
     seen = 0
@@ -987,34 +1039,42 @@ def _keep_torn(folder: Path, torn: bytes, now: datetime) -> str | None:
     return path.name
 
 
-def _write_mark(folder: Path, mark: _Mark) -> None:
-    """Record the end of the log, in place and without fsync.
-
-    It only ever says less than the lines do, so losing it costs nothing but a check, and its failure is nobody's news.
-    """
-    seq = f"{mark.seq:>20}"
-    content = f'{{"seq":{seq},"hash":"{mark.digest}","check":"{_mark_check(mark)}"}}\n'.encode("ascii")
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder / MARK_NAME, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.pwrite(descriptor, content, 0)
-            os.ftruncate(descriptor, len(content))
-        finally:
-            os.close(descriptor)
+def _write_mark(folder: Path, mark: _Mark, *, sync: bool = False) -> None:
+    """Write the mark in place: always of one length, and so short that a crash leaves the old one or the new one."""
+    # What an earlier version reads stands first, with a check of its own, so that it can still be gone back to.
+    content = (
+        f'{{"seq":{mark.seq:>20},"hash":"{mark.digest}","check":"{_mark_check(mark)}",'
+        f'"first":{mark.first or 1:>20},"first_check":"{_first_check(mark)}"}}\n'
+    ).encode("ascii")
+    descriptor = os.open(folder / MARK_NAME, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(descriptor, content, 0)
+        os.ftruncate(descriptor, len(content))
+        if sync:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _read_mark(folder: Path) -> _Mark | None:
     try:
         with (folder / MARK_NAME).open("rb") as file:
             content = json.loads(file.read(1024))
-        mark = _Mark(seq=int(content["seq"]), digest=str(content["hash"]))
+        first = int(content["first"]) if "first" in content else None
+        mark = _Mark(seq=int(content["seq"]), digest=str(content["hash"]), first=first)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
-    return mark if content.get("check") == _mark_check(mark) else None
+    if content.get("check") != _mark_check(mark):
+        return None
+    return mark if content.get("first_check") == _first_check(mark) else replace(mark, first=None)
 
 
 def _mark_check(mark: _Mark) -> str:
     return hashlib.sha256(f"{mark.seq}:{mark.digest}".encode()).hexdigest()[:16]
+
+
+def _first_check(mark: _Mark) -> str:
+    return hashlib.sha256(f"{mark.seq}:{mark.digest}:{mark.first or 1}".encode()).hexdigest()[:16]
 
 
 def _pack_closed(folder: Path) -> None:
@@ -1042,11 +1102,12 @@ def _pack(segment: _Segment) -> None:
     _sync_folder(segment.folder)
 
 
-def _expire(folder: Path, horizon: datetime) -> None:
+def _expire(folder: Path, horizon: datetime, before: Callable[[int], None]) -> None:
     """Remove the files whose whole day lies before `horizon`, oldest first, never the newest.
 
     A file of a later day that is followed by one of an earlier day was written while the clock was ahead; it counts as
-    of the earlier day, so that neither a hole appears in the chain nor anything stays for ever.
+    of the earlier day, so that neither a hole appears in the chain nor anything stays for ever. `before` is told the
+    first seq that will be left.
     """
     segments = _segments(folder)
     doomed: list[_Segment] = []
@@ -1055,6 +1116,8 @@ def _expire(folder: Path, horizon: datetime) -> None:
         day = min(day, segment.day)
         if day < horizon.date() and index < len(segments) - 1:
             doomed.append(segment)
+    if doomed:
+        before(segments[len(doomed)].first)
     for segment in reversed(doomed):
         segment.plain.unlink(missing_ok=True)
         segment.packed.unlink(missing_ok=True)

@@ -242,6 +242,75 @@ def test_retention_removes_whole_days_and_verify_says_where_the_log_starts(folde
     assert any("seq 13" in note for note in report.notes)
 
 
+def test_what_retention_leaves_is_durable_before_anything_is_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(folder, days=3).close()
+    done: list[str] = []
+    sync, unlink = os.fsync, Path.unlink
+
+    def synced(descriptor: int) -> None:
+        done.append(f"sync {json.loads((folder / 'head').read_bytes())['first']}")
+        sync(descriptor)
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        done.append(f"unlink {path.name[:10]}")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    opened(folder, now=NOW + 3 * DAY, retention_seconds=2 * 86400.0)
+    assert list(dict.fromkeys(done)) == ["sync 4", "unlink 2026-03-01"]
+
+
+def test_a_log_is_whole_before_and_after_each_removal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(folder, days=6).close()
+    unlink, starts = Path.unlink, []
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        before = verify(folder)
+        unlink(path, missing_ok)
+        after = verify(folder)
+        starts.extend((before.starts_at_seq, after.starts_at_seq))
+        assert (before.problems, after.problems) == ((), ())
+
+    monkeypatch.setattr(Path, "unlink", watched)
+    opened(folder, now=NOW + 6 * DAY, retention_seconds=2 * 86400.0)
+    assert list(dict.fromkeys(starts)) == [None, 4, 7, 10, 13]
+
+
+@pytest.mark.parametrize("refused", ["pwrite", "fsync"])
+def test_retention_makes_room_though_the_disk_does_not_take_the_mark(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    written(folder, days=3).close()
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, refused, refuse)
+        log = opened(folder, now=NOW + 3 * DAY, retention_seconds=2 * 86400.0)
+    assert [name[:10] for name in names(folder)] == ["2026-03-02", "2026-03-03"]
+    assert verify(folder).ok
+    log.append([event()], NOW + 3 * DAY)
+    report = verify(folder)
+    assert (report.ok, report.starts_at_seq) == (True, 4)
+
+
+def test_nothing_is_removed_that_the_mark_would_call_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(folder, days=3).close()
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    log = opened(folder, now=NOW + 3 * DAY, retention_seconds=2 * 86400.0)
+    assert log.housekeeping_failures == 1
+    assert len(names(folder)) == 3
+
+
 def test_retention_runs_at_open_and_when_a_day_passes_without_events(folder: Path) -> None:
     log = written(folder, days=3, retention_seconds=5 * 86400.0)
     log.flush(NOW + 70 * DAY)

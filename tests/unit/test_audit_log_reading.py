@@ -250,6 +250,50 @@ def test_a_cut_tail_is_found_by_the_head_that_is_known_elsewhere_or_by_the_mark(
         assert [each.what for each in report.problems] == ["ends at seq 58, but seq 60 was written: the tail is cut"]
 
 
+def test_an_oldest_file_that_retention_did_not_remove_is_missing(folder: Path) -> None:
+    hourly(folder).close()
+    min(folder.glob("*.gz")).unlink()
+    missing = "starts at seq 13, but retention left seq 1: the lines between are missing"
+    assert [each.what for each in verify(folder).problems] == [missing]
+    log = opened(folder, now=NOW + 3 * DAY)  # the next line does not make good for it
+    log.append([event(61)], NOW + 3 * DAY)
+    assert [each.what for each in verify(folder).problems] == [missing]
+
+
+def test_what_retention_left_is_known_too_and_what_is_taken_beyond_it_is_missing(folder: Path) -> None:
+    hourly(folder).close()
+    AuditLog.open(folder, max_bytes=1024 * 1024, retention_seconds=86400.0, now=NOW + 2 * DAY).close()
+    report = verify(folder)
+    assert (report.ok, report.starts_at_seq) == (True, 13)
+    min(folder.glob("*.gz")).unlink()
+    assert [each.what for each in verify(folder).problems] == [
+        "starts at seq 37, but retention left seq 13: the lines between are missing"
+    ]
+
+
+def test_a_log_whose_mark_an_earlier_version_wrote_may_begin_anywhere_until_we_write_it(folder: Path) -> None:
+    hourly(folder).close()
+    mark = json.loads((folder / "head").read_bytes())
+    old = {"seq": mark["seq"], "hash": mark["hash"], "check": mark["check"]}
+    (folder / "head").write_text(json.dumps(old))
+    oldest, younger = sorted(folder.glob("*.gz"))
+    oldest.unlink()
+    report = verify(folder)
+    assert report.ok
+    assert report.notes == ("starts at seq 13: what came before is not here and was not verified",)
+    opened(folder, now=NOW + 3 * DAY).append([event(61)], NOW + 3 * DAY)
+    assert verify(folder).ok
+    younger.unlink()
+    assert not verify(folder).ok
+
+
+def test_a_first_seq_that_does_not_fit_its_check_is_not_believed(folder: Path) -> None:
+    hourly(folder).close()
+    content = (folder / "head").read_bytes()
+    (folder / "head").write_bytes(content.replace(b'"first":                   1', b'"first":                  13'))
+    assert audit_log._read_mark(folder) == audit_log._Mark(seq=60, digest=read(folder)[-1]["hash"])
+
+
 def test_a_damaged_mark_is_mentioned_but_no_problem(folder: Path) -> None:
     hourly(folder, 3)
     content = (folder / "head").read_bytes()
@@ -387,7 +431,7 @@ def test_files_that_retention_removes_while_reading_are_not_missed(
 ) -> None:
     hourly(folder)
     listed = audit_log._segments(folder)
-    min(folder.glob("*.gz")).unlink()
+    AuditLog.open(folder, max_bytes=1024 * 1024, retention_seconds=86400.0, now=NOW + 2 * DAY).close()
     monkeypatch.setattr(audit_log, "_segments", lambda where: listed)
     assert seqs(read(folder)) == list(range(13, 61))
     report = verify(folder, head_sequence=60)
