@@ -20,7 +20,10 @@ def test_every_figure_can_be_measured_and_compared_with_an_earlier_run(tmp_path)
     assert measured["failures"] == {}
     titles = [section["title"].split(".")[0] for section in measured["sections"]]
     assert titles == ["1", "2", "3", "3b", "4", "5", "5b", "5c", "6a", "6b", "7"]
-    assert all(figure["value"] > 0 for section in measured["sections"] for figure in section["figures"])
+    figures = [figure for section in measured["sections"] for figure in section["figures"]]
+    # A slope between two short measurements may be anything.
+    odd = [figure for figure in figures if not (figure["value"] > 0 or figure["name"].startswith("slope"))]
+    assert odd == []
     again = [*command, "--only", "page", "--against", report]
     second = subprocess.run(again, capture_output=True, text=True, timeout=100, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
