@@ -6,7 +6,7 @@ SHELL := /bin/bash
 bin := .venv/bin
 # The layers that decide. A branch that no test took is a decision that nobody has seen.
 decides := sidecar/core sidecar/rules
-# Tests with real processes: each file on its own, three at a time, the folders with the longest files first.
+# Tests with real processes: each file on its own, two at a time, the folders with the longest files first.
 real := $(wildcard tests/kubernetes tests/faults tests/web tests/e2e)
 
 # The layers that decide have unit tests of their own, which must take every line and branch of them.
@@ -31,7 +31,7 @@ demo: .venv ## See the switch fire, block and recover, on this machine
 test: setup lint ## Run the linters and all tests, end-to-end ones too
 	$(deciding)
 	$(call others)
-	@$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(real)
+	@$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(real)
 
 .PHONY: check
 check: .venv lint ## Run the linters and the quick tests: under a minute, for each commit

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from math import nan
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,13 +56,18 @@ def _growth(folder: Path, prometheus_url: str, seconds: float) -> Section:
     for name, at, unit in (("processor", percent, "% a rule"), ("memory", mib, "MiB a rule")):
         first, second = ((at[b] - at[a]) / (b - a) for a, b in ((low, middle), (middle, high)))
         note = f"{low} to {middle}: {first:.4f}, {middle} to {high:,}: {second:.4f} {unit}"
-        figures.append(Figure(name=f"slope of {name}: later ÷ earlier", value=second / first, unit="×", note=note))
+        figures.append(_bend(f"slope of {name}: later ÷ earlier", first, second, note))
     return Section(
         title="5b. Growth with the number of rules",
         method=f"Threshold rules at 1 s on {SERIES} series, {seconds:g} s each; processor and memory as above. A slope "
         f"that stays the same is linear growth.",
         figures=figures,
     )
+
+
+def _bend(name: str, first: float, second: float, note: str) -> Figure:
+    """How two slopes compare; not a number where the earlier one is lost in the clock's own ticks."""
+    return Figure(name=name, value=second / first if first > 0 else nan, unit="×", note=note)
 
 
 def _breadth(folder: Path, prometheus_url: str, seconds: float) -> Section:
@@ -77,7 +83,7 @@ def _breadth(folder: Path, prometheus_url: str, seconds: float) -> Section:
     first, second = ((each[b] - each[a]) / (b - a) for a, b in ((low, middle), (middle, high)))
     figures = [Figure(name=f"{count} series: an evaluation", value=each[count], unit="µs") for count in BROAD]
     note = f"{low} to {middle}: {first:.2f}, {middle} to {high}: {second:.2f} µs a series"
-    figures.append(Figure(name="slope: later ÷ earlier", value=second / first, unit="×", note=note))
+    figures.append(_bend("slope: later ÷ earlier", first, second, note))
     return Section(
         title="5c. Growth with the number of series",
         method=f"{BROAD_RULES} threshold rules at 1 s, each on so many series that Prometheus hands over one by one, "

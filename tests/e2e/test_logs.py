@@ -20,6 +20,7 @@ def test_a_transition_is_one_line_and_a_request_is_none(
 ) -> None:
     sidecar = make_sidecar([EXTERNAL], [], recovery={"cooldown": "500ms"}).start()
     sidecar.wait_status("the gate to open", lambda status: status["ready"])
+    wait(lambda: sidecar.logged("trigger.health"), "the line of the rule's first look")
     before = sidecar.log_file.read_text()
     for _ in range(50):
         assert sidecar.gate().status == 200
