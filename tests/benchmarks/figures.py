@@ -5,6 +5,7 @@ Figures are shown, never asserted: a busy machine makes every one of them worse,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from typing import Any, Final
 
 _NAME_COLUMNS: Final = 62
@@ -80,6 +81,8 @@ def _row(figure: Figure, earlier: float | None) -> str:
 
 
 def _number(value: float) -> str:
+    if isnan(value):
+        return "not measurable,"
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):d}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
