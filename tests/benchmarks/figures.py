@@ -82,7 +82,7 @@ def _row(figure: Figure, earlier: float | None) -> str:
 
 def _number(value: float) -> str:
     if isnan(value):
-        return "not measurable,"
+        return "–"
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):d}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
